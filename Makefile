@@ -1,0 +1,52 @@
+# Everything a newcomer needs: `make demo` and `make test` do their own set-up.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.railwire-ready
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
+
+.PHONY: setup demo test test-slow test-faults test-native lint format sanitize bench clean
+
+setup: $(STAMP)
+
+$(STAMP): $(NATIVE)
+	scripts/setup.sh
+	@touch $@
+
+demo: setup
+	$(BIN)/railwire demo
+
+test: setup test-native
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+# 10,000 random fault schedules of the KV-cache transfer, eight at a time: most of their time is waiting.
+test-faults: setup
+	seq 8 | xargs -P 8 -I{} env RAILWIRE_FAULT_SCHEDULES=1250 $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 7200 --seed {} tests/test_kv_faults.py
+
+test-native: setup
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
+	$(BIN)/cmake --build build/native -- --quiet
+	build/native/railwire_tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+# The native tests, and the Python tests on the simulated NIC, under ASan+UBSan and TSan.
+sanitize: setup
+	scripts/sanitize.sh
+
+bench: setup
+	$(BIN)/railwire bench p2p
+
+clean:
+	rm -rf build $(STAMP)
