@@ -1,0 +1,145 @@
+// Immediate counters and the expectations on them.
+#include "engine/counters.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+
+Expectation::Expectation(std::weak_ptr<Engine> engine, uint32_t id, uint64_t units, std::vector<uint64_t> peers,
+                         int64_t timeout_ns)
+    : Operation(std::move(engine)),
+      id(id),
+      units(units),
+      peers(std::move(peers)),
+      timeout_ns(timeout_ns),
+      deadline_ns(now_ns() + timeout_ns) {}
+
+void Expectation::start(Engine& engine) {
+  engine.start_expectation(std::static_pointer_cast<Expectation>(shared_from_this()));
+}
+void Expectation::stop(Engine& engine) { engine.counters().cancel(*this); }
+
+bool Expectation::depends_on(uint64_t peer) const {
+  return peers.empty() || std::find(peers.begin(), peers.end(), peer) != peers.end();
+}
+
+Counters::Page* Counters::add_page(uint32_t id) {
+  auto& page = pages_[id / kPageSize];
+  if (!page) page = std::make_unique<Page>();
+  return page.get();
+}
+
+Counters::Slot& Counters::slot(uint32_t id) { return (*add_page(id))[id % kPageSize]; }
+
+void Counters::expect(std::shared_ptr<Expectation> expectation) {
+  Slot& s = slot(expectation->id);
+  if (!s.detail) s.detail = std::make_unique<Detail>();
+  for (const auto& poison : s.detail->poisons) {
+    if (expectation->depends_on(poison.peer)) {
+      expectation->finish(State::kFailed, {Reason::kWriterFailed, poison.peer, "", poison.why});
+      return;
+    }
+  }
+  by_deadline_.emplace(expectation->deadline_ns, expectation.get());
+  const uint32_t id = expectation->id;
+  s.detail->waiting.push_back(std::move(expectation));
+  settle(id, s);
+}
+
+void Counters::settle(uint32_t, Slot& s) {
+  auto& detail = *s.detail;
+  while (!detail.waiting.empty() && s.units >= detail.waiting.front()->units) {
+    const auto expectation = std::move(detail.waiting.front());
+    detail.waiting.pop_front();
+    s.units -= expectation->units;
+    end(*expectation, State::kDone, {});
+  }
+  if (detail.waiting.empty() && detail.poisons.empty()) s.detail.reset();
+}
+
+void Counters::end(Expectation& expectation, State state, Failure failure) {
+  by_deadline_.erase({expectation.deadline_ns, &expectation});
+  expectation.finish(state, std::move(failure));
+}
+
+std::vector<std::shared_ptr<Expectation>> Counters::take_if(auto&& predicate) {
+  std::vector<std::shared_ptr<Expectation>> taken;
+  std::set<uint32_t> touched;
+  for (const auto& [deadline, pending] : by_deadline_) {
+    if (predicate(*pending)) touched.insert(pending->id);
+  }
+  for (uint32_t id : touched) {
+    Slot& s = slot(id);
+    auto& waiting = s.detail->waiting;
+    for (auto it = waiting.begin(); it != waiting.end();) {
+      if (predicate(**it)) {
+        taken.push_back(std::move(*it));
+        it = waiting.erase(it);
+      } else {
+        ++it;
+      }
+    }
+    settle(id, s);
+  }
+  return taken;
+}
+
+void Counters::cancel(Expectation& expectation) {
+  for (const auto& taken : take_if([&](const Expectation& e) { return &e == &expectation; })) {
+    end(*taken, State::kCancelled, {Reason::kCancelled, 0, "", "the expectation was cancelled"});
+  }
+}
+
+void Counters::poison(uint32_t id, uint64_t peer, const std::string& why) {
+  Slot& s = slot(id);
+  if (!s.detail) s.detail = std::make_unique<Detail>();
+  auto& poisons = s.detail->poisons;
+  const bool known = std::any_of(poisons.begin(), poisons.end(), [=](const auto& p) { return p.peer == peer; });
+  if (!known) poisons.push_back({peer, why});
+  const auto hit = take_if([=](const Expectation& e) { return e.id == id && e.depends_on(peer); });
+  for (const auto& taken : hit) end(*taken, State::kFailed, {Reason::kWriterFailed, peer, "", why});
+}
+
+void Counters::reset(uint32_t id) {
+  Slot& s = slot(id);
+  s.units = 0;
+  if (!s.detail) return;
+  s.detail->poisons.clear();
+  settle(id, s);
+}
+
+uint64_t Counters::units(uint32_t id) const {
+  const auto& page = pages_[id / kPageSize];
+  return page ? (*page)[id % kPageSize].units : 0;
+}
+
+void Counters::peer_lost(uint64_t peer, const std::string& why) {
+  for (const auto& taken : take_if([=](const Expectation& e) { return e.depends_on(peer); })) {
+    end(*taken, State::kFailed, {Reason::kPeerLost, peer, "", why});
+  }
+}
+
+int64_t Counters::expire(int64_t now) {
+  if (!by_deadline_.empty() && by_deadline_.begin()->first <= now) {
+    for (const auto& taken : take_if([=](const Expectation& e) { return e.deadline_ns <= now; })) {
+      const double have = static_cast<double>(units(taken->id)) / kUnitsPerArrival;
+      const double want = static_cast<double>(taken->units) / kUnitsPerArrival;
+      end(*taken, State::kFailed,
+          {Reason::kTimeout, 0, "",
+           "counter " + std::to_string(taken->id) + " has " + std::to_string(have) + " of " + std::to_string(want) +
+               " arrivals after " + std::to_string(static_cast<double>(taken->timeout_ns) * 1e-9) + " s"});
+    }
+  }
+  return by_deadline_.empty() ? std::numeric_limits<int64_t>::max() : by_deadline_.begin()->first;
+}
+
+void Counters::fail_all(const Failure& failure) {
+  for (const auto& taken : take_if([](const Expectation&) { return true; })) end(*taken, State::kFailed, failure);
+}
+
+}  // namespace railwire

@@ -1,0 +1,97 @@
+// Immediate counters: how a receiver learns that everything has landed, whatever the order.
+//
+// Each id has a count of units (sixteenths of an arrival). An expectation waits for a number of units, in the order in
+// which expectations were made, and consumes them when reached. Arrivals before an expectation are kept. A writer that
+// failed poisons the id: nobody can know how much of it is still to come, so every expectation that depends on that
+// writer fails, also later ones, until reset(). Driver only.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/immediate.h"
+#include "engine/operation.h"
+
+namespace railwire {
+
+class Counters;
+
+class Expectation final : public Operation {
+ public:
+  // `peers` empty: any writer may be meant, so losing any peer ends it. `timeout_ns` counts from the submission.
+  Expectation(std::weak_ptr<Engine> engine, uint32_t id, uint64_t units, std::vector<uint64_t> peers,
+              int64_t timeout_ns);
+  void start(Engine& engine) override;
+  void stop(Engine& engine) override;
+
+  bool depends_on(uint64_t peer) const;
+
+  const uint32_t id;
+  const uint64_t units;
+  const std::vector<uint64_t> peers;
+  const int64_t timeout_ns;
+  const int64_t deadline_ns;
+};
+
+class Counters {
+ public:
+  void arrive(uint32_t immediate) {
+    const uint32_t id = immediate_id(immediate);
+    Page* page = pages_[id / kPageSize].get();
+    if (!page) page = add_page(id);
+    Slot& slot = (*page)[id % kPageSize];
+    const uint32_t weight = immediate_weight(immediate);
+    slot.units += weight;
+    units_seen_ += weight;
+    if (slot.detail) settle(id, slot);
+  }
+
+  void expect(std::shared_ptr<Expectation> expectation);
+  void cancel(Expectation& expectation);
+  // A writer told us that it failed. `peer`: which.
+  void poison(uint32_t id, uint64_t peer, const std::string& why);
+  void reset(uint32_t id);
+  uint64_t units(uint32_t id) const;
+
+  // Ends what depends on a lost peer.
+  void peer_lost(uint64_t peer, const std::string& why);
+  // Ends what is past its deadline; returns the next deadline, or INT64_MAX.
+  int64_t expire(int64_t now);
+  void fail_all(const Failure& failure);
+
+  size_t pending() const { return by_deadline_.size(); }
+  uint64_t units_seen() const { return units_seen_; }
+
+ private:
+  struct Detail {
+    std::deque<std::shared_ptr<Expectation>> waiting;
+    struct Poison {
+      uint64_t peer;
+      std::string why;
+    };
+    std::vector<Poison> poisons;
+  };
+  struct Slot {
+    uint64_t units = 0;
+    std::unique_ptr<Detail> detail;
+  };
+  static constexpr uint32_t kPageSize = 1024;
+  using Page = std::array<Slot, kPageSize>;
+
+  Page* add_page(uint32_t id);
+  Slot& slot(uint32_t id);
+  void settle(uint32_t id, Slot& slot);
+  void end(Expectation& expectation, State state, Failure failure);
+  std::vector<std::shared_ptr<Expectation>> take_if(auto&& predicate);
+
+  std::vector<std::unique_ptr<Page>> pages_{kImmediateIds / kPageSize};
+  std::set<std::pair<int64_t, Expectation*>> by_deadline_;
+  uint64_t units_seen_ = 0;
+};
+
+}  // namespace railwire

@@ -1,0 +1,248 @@
+// The engine: owns the NICs and everything that moves over them.
+//
+// All state below `drive_` belongs to the *driver*: whichever thread holds that mutex. Normally that is the engine's
+// worker thread. A thread that waits for an operation drives the engine itself instead of sleeping (no thread needs to
+// be woken between the NIC and the caller), and a submission posts its first WRs in the caller if nobody drives just
+// then. The driver never takes the GIL, never allocates per WR and never waits for anybody.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "engine/counters.h"
+#include "engine/doorbell.h"
+#include "engine/events.h"
+#include "engine/memory.h"
+#include "engine/mpsc.h"
+#include "engine/peer.h"
+#include "engine/transfer.h"
+#include "engine/watcher.h"
+#include "nic/nic.h"
+
+namespace railwire {
+
+struct EngineOptions {
+  bool spin = false;  // the worker never sleeps
+  int cpu = -1;       // pin the worker there; -1: not pinned
+  int64_t liveness_ns = 5'000'000'000;
+  uint64_t event_tag = 0;            // Event::engine of everything this engine tells
+  EventQueue* events = nullptr;      // for the dispatcher
+  EventQueue* handshakes = nullptr;  // Event::kHandshake only
+};
+
+// region.revoke(): ends when no peer can write to the region under its old key any more.
+class RevokeOperation final : public Operation {
+ public:
+  RevokeOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Region> region, bool reregister, int64_t timeout_ns)
+      : Operation(std::move(engine)), region(std::move(region)), reregister(reregister), timeout_ns(timeout_ns) {}
+  void start(Engine& engine) override;
+  void stop(Engine&) override {}
+
+  std::shared_ptr<Region> region;
+  const bool reregister;
+  const int64_t timeout_ns;
+  int64_t deadline_ns = 0;
+  uint64_t request = 0;
+  std::unordered_set<uint64_t> waiting_for;  // peer ids
+  std::string unfenced;                      // a peer that is gone without a fence
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  Engine(EngineOptions options, std::vector<std::unique_ptr<Nic>> nics);
+  ~Engine();
+  void run();  // starts the worker; call once, after make_shared
+
+  // ---- any thread, never blocking for long -------------------------------------------------------------------------
+  void submit(std::shared_ptr<Operation> operation);
+  void request_stop(std::shared_ptr<Operation> operation);
+  bool wait_for(Operation& operation, int64_t timeout_ns);
+
+  const std::vector<std::unique_ptr<Nic>>& nics() const { return nics_; }
+  const EngineOptions& options() const { return options_; }
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
+
+  // ---- any thread; these take the driver's lock --------------------------------------------------------------------
+  std::shared_ptr<Region> register_memory(MemorySpec memory, uint64_t owner);
+  // Keys as a peer needs them, by NIC.
+  std::vector<Registration> region_keys(const Region& region, uint64_t* id);
+  std::shared_ptr<Peer> create_peer(uint64_t connection, bool initiator, std::string name,
+                                    const std::vector<LinkPlan>& plan);
+  struct LinkHalf {
+    std::vector<std::byte> address;
+    uint64_t pad_address = 0, pad_rkey = 0;
+  };
+  std::vector<LinkHalf> link_halves(Peer& peer);
+  // `pid` > 0: the peer is a process of this host whose end can be watched.
+  void activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int64_t pid, uint64_t pid_start_ticks);
+  void abandon_peer(Peer& peer, const std::string& why);  // a handshake that failed
+  // False: the NIC had no room (or is still connecting); try again.
+  bool send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload);
+  std::shared_ptr<Watcher> watch();
+  void unwatch(Watcher& watcher);
+  uint64_t counter_units(uint32_t id);
+  void reset_counter(uint32_t id);
+  Failure peer_failure(Peer& peer);
+  void message_taken(Peer& peer, uint64_t bytes);
+
+  struct NicStats {
+    uint64_t bytes_written = 0, bytes_read = 0, work_requests = 0, completions = 0, errors = 0, immediates = 0,
+             messages = 0;
+  };
+  struct Stats {
+    std::vector<NicStats> nics;
+    std::vector<std::pair<std::shared_ptr<Peer>, Peer::Stats>> peers;
+    uint64_t submitted = 0, done = 0, failed = 0, cancelled = 0, active = 0, units = 0, pending_expectations = 0;
+    uint64_t bad_frames = 0, loops = 0, sleeps = 0, inline_drives = 0, regions = 0;
+    std::vector<uint32_t> post_latency_ns;  // submission to first WR posted, the last 1024
+  };
+  Stats stats();
+
+  // Ends everything, within about `timeout_ns`; afterwards no thread of the engine exists. Idempotent.
+  void close(int64_t timeout_ns);
+
+  // ---- the driver's own; called by operations ----------------------------------------------------------------------
+  Counters& counters() { return counters_; }
+  void start_transfer(Transfer& transfer);
+  void stop_transfer(Transfer& transfer);
+  void start_expectation(std::shared_ptr<Expectation> expectation);
+  void start_send(SendOperation& send);
+  void stop_send(SendOperation& send);
+  void start_close(CloseOperation& close);
+  void start_revoke(RevokeOperation& revoke);
+  void retire_region(Region& region);  // any thread: ~Region
+  EventQueue& events() { return *options_.events; }
+  // An operation has ended: whoever sleeps as a driver for it must look.
+  void note_finished() { finished_any_ = true; }
+
+ private:
+  friend class Operation;
+
+  // worker.cpp: who drives, and when to sleep
+  void worker_main();
+  bool drive(bool inline_submission);
+  void sleep_as_waiter(Operation& operation, int64_t timeout_ns);
+  void hand_over();
+  // True if something woke it, false if it was only time.
+  bool sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline);
+  void park();
+  bool take_commands();
+  bool poll_nics();
+  bool has_work() const;
+  int64_t next_deadline(int64_t now) const;
+  std::unique_lock<std::mutex> lock_driver();
+
+  // progress.cpp: lanes and links
+  bool pump(Peer& peer, uint64_t byte_budget);
+  bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
+  void work_request_done(const Completion& completion, uint32_t nic);
+  void flush_done(PeerLink& link, Status status);
+  void maybe_flush(PeerLink& link);
+  void stop_lane(Lane& lane, Failure failure);
+  void advance(Lane& lane);
+  void landing_proven(Lane& lane);
+  void one_more_proven(LaneLink& share);
+  void finish_lane(Lane& lane);
+  void drop_stash(Lane& lane);
+  void make_ready(Lane& lane);
+  std::string link_name(const PeerLink& link) const;
+
+  // liveness.cpp: links and peers that end
+  static bool only_link(const PeerLink& link);
+  void link_down(PeerLink& link, Failure failure, bool tell_peer);
+  void peer_ended(Peer& peer, PeerState state, Failure failure);
+  void release_links(Peer& peer);
+  void tick(int64_t now);
+  void tick_peer(Peer& peer, int64_t now);
+  void look_at_processes(int64_t now);
+  void watch_process(Peer& peer, int64_t now);
+
+  // records.cpp: control frames in and out
+  void message_arrived(uint32_t nic, std::span<const std::byte> data);
+  void record_arrived(Peer& peer, std::span<const std::byte> payload);
+  void take_record(Peer& peer, std::span<const std::byte> payload);
+  void acknowledged(Peer& peer, uint64_t upto);
+  void send_record(Peer& peer, RecordType type, std::span<const std::byte> body,
+                   std::shared_ptr<SendOperation> operation = nullptr);
+  void send_due_records(Peer& peer, int64_t now);
+  void send_held_messages(Peer& peer);
+  bool send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> frame);
+  void send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value);
+  PeerLink* control_path(Peer& peer, uint32_t attempt);
+  void send_failed(uint64_t peer, uint32_t link, int32_t error, uint32_t nic);
+
+  // fences.cpp: revoke and close, both sides
+  void check_incoming_revokes(Peer& peer);
+  void revoke_confirmed(Peer& peer, uint64_t request);
+  void revoke_peer_gone(uint64_t peer, bool fenced, const std::string& name);
+  void finish_revoke(RevokeOperation& revoke);
+  void close_step(Peer& peer);
+  bool fenced_without_peer(const Peer& peer) const;
+
+  uint64_t control_handle(uint32_t nic, const std::vector<std::byte>& address);
+
+  const EngineOptions options_;
+  std::vector<std::unique_ptr<Nic>> nics_;
+  std::vector<int> nic_fds_;
+
+  MpscQueue commands_;
+  std::atomic<bool> closing_{false};
+  std::atomic<bool> closed_{false};
+  std::atomic<bool> stop_worker_{false};
+  std::mutex close_mutex_;
+  std::thread worker_;
+
+  enum class Rest : uint8_t { kNone, kAsleep, kParked, kParkedDeep };
+  std::mutex waiting_mutex_;
+  std::vector<Operation*> waiting_;  // of threads that sleep while another one drives for them
+  std::atomic<Rest> worker_rest_{Rest::kNone};
+  std::atomic<bool> inline_asleep_{false};
+  std::atomic<uint32_t> inline_waiters_{0};
+  std::atomic<uint32_t> lock_waiters_{0};
+  std::atomic<int64_t> last_inline_ns_{0};
+  Doorbell worker_bell_;
+  Doorbell inline_bell_;
+
+  std::mutex drive_;
+  // ---- guarded by drive_ -------------------------------------------------------------------------------------------
+  Counters counters_;
+  std::unordered_set<std::shared_ptr<Transfer>> active_;
+  std::vector<std::shared_ptr<Peer>> peers_;                          // not ended, or with links not yet released
+  std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
+  std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
+  std::vector<std::shared_ptr<RevokeOperation>> revokes_;
+  std::vector<std::shared_ptr<Watcher>> watchers_;
+  int64_t watcher_activity_ns_ = 0;
+  std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
+  std::vector<Registration> pad_registrations_;
+  struct Retired {
+    std::vector<Registration> registrations;
+    uint64_t owner;
+  };
+  std::mutex retired_mutex_;  // guards the next two: destructors on any thread touch them
+  std::vector<Retired> retired_;
+  std::unordered_set<Region*> live_regions_;
+  std::atomic<bool> any_retired_{false};
+  uint64_t next_peer_ = 1;
+  uint64_t next_request_ = 1;
+  int64_t next_tick_ = 0;
+  int64_t next_look_ = 0;  // at the processes of peers
+  int64_t last_tick_ = 0;
+  bool finished_any_ = false;
+  bool acks_due_ = false;
+  std::vector<NicStats> nic_stats_;
+  Stats totals_;
+  uint64_t post_samples_ = 0;
+  std::array<uint32_t, 1024> post_latency_{};
+};
+
+}  // namespace railwire

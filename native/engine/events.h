@@ -1,0 +1,42 @@
+// What the native core tells Python: a queue that the driver fills without ever waiting and that a Python thread
+// drains.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+namespace railwire {
+
+struct Event {
+  enum Kind : uint8_t {
+    kFinished,   // a: token of Operation::notify
+    kMessage,    // a: peer id; data: the message
+    kHandshake,  // a: index of the NIC it came by; data: a handshake frame, to be answered by Python
+    kPeerLost,   // a: peer id
+    kWatcher,    // a: watcher id; Watcher::take() has the values
+    kRelease,    // a: owner token; nothing native uses the owner's memory any more
+    kStop,       // ends the thread that drains the queue
+  };
+  Kind kind;
+  uint64_t engine = 0;
+  uint64_t a = 0;
+  std::vector<std::byte> data;
+};
+
+class EventQueue {
+ public:
+  void push(Event event);
+  // Waits up to `timeout_ns` for at least one event; takes at most `most`.
+  std::vector<Event> pop(int64_t timeout_ns, size_t most);
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<Event> events_;
+};
+
+}  // namespace railwire

@@ -1,0 +1,198 @@
+// Fences: after them a peer can no longer write. region.revoke() fences one region from all peers, peer.close() fences
+// everything from one peer. Both ask the writers first (a write to a withdrawn key would cost them the connection);
+// a writer that does not answer in time is cut off, which is a fence on every NIC but shm.
+#include <poll.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+constexpr int64_t kClosedGrace = 1'000'000'000;  // how long a CLOSED is repeated to a peer that does not acknowledge it
+
+}  // namespace
+
+void RevokeOperation::start(Engine& engine) { engine.start_revoke(*this); }
+void CloseOperation::start(Engine& engine) { engine.start_close(*this); }
+
+bool Engine::fenced_without_peer(const Peer& peer) const { return peer.process_dead || peer.all_links_fence; }
+
+// ---- the writer's side: confirm once nothing of ours can land any more
+// -----------------------------------------------
+void Engine::check_incoming_revokes(Peer& peer) {
+  std::vector<uint64_t> confirmed;
+  std::erase_if(peer.incoming_revokes, [&](const Peer::IncomingRevoke& revoke) {
+    const bool writing = std::any_of(peer.lanes.begin(), peer.lanes.end(), [&](const Lane* lane) {
+      return lane->source && lane->source->touches(revoke.region);
+    });
+    if (!writing) confirmed.push_back(revoke.request);
+    return !writing;
+  });
+  for (const uint64_t request : confirmed) {
+    std::byte body[sizeof request];
+    std::memcpy(body, &request, sizeof request);
+    send_record(peer, RecordType::kRevoked, body);
+  }
+}
+
+// ---- the owner's side
+// --------------------------------------------------------------------------------------------------
+void Engine::start_revoke(RevokeOperation& revoke) {
+  if (revoke.region->closed.load()) {
+    revoke.finish(State::kDone);
+    return;
+  }
+  revoke.request = next_request_++;
+  revoke.deadline_ns = now_ns() + revoke.timeout_ns;
+  if (!revoke.reregister) revoke.region->closed.store(true);
+  std::byte body[16];
+  std::memcpy(body, &revoke.region->id, 8);
+  std::memcpy(body + 8, &revoke.request, 8);
+  const auto peers = peers_;
+  for (const auto& peer : peers) {
+    if (peer->ended() || peer->state.load() == PeerState::kConnecting) continue;
+    revoke.waiting_for.insert(peer->id);
+    send_record(*peer, RecordType::kRevoke, body);
+  }
+  revokes_.push_back(std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this()));
+  next_tick_ = 0;
+  finish_revoke(revoke);
+}
+
+void Engine::revoke_confirmed(Peer& peer, uint64_t request) {
+  const auto revokes = revokes_;
+  for (const auto& revoke : revokes) {
+    if (revoke->request == request && revoke->waiting_for.erase(peer.id)) finish_revoke(*revoke);
+  }
+}
+
+void Engine::revoke_peer_gone(uint64_t peer, bool fenced, const std::string& name) {
+  for (const auto& revoke : revokes_) {
+    if (revoke->waiting_for.erase(peer) && !fenced) revoke->unfenced = name;
+  }
+  next_tick_ = 0;
+}
+
+void Engine::finish_revoke(RevokeOperation& revoke) {
+  if (revoke.done()) return;
+  if (!revoke.waiting_for.empty() && now_ns() > revoke.deadline_ns) {
+    const auto late = revoke.waiting_for;
+    const auto peers = peers_;
+    for (const auto& peer : peers) {
+      if (late.contains(peer->id)) {
+        peer_ended(
+            *peer, PeerState::kLost,
+            {Reason::kPeerLost, peer->id, "", "peer " + peer->name + " did not confirm a revoked region in time"});
+      }
+    }
+  }
+  Region& region = *revoke.region;
+  if (!revoke.waiting_for.empty() || region.users.load(std::memory_order_acquire) > 0) return;
+  const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
+  std::erase(revokes_, keep);
+  MemorySpec spec = region.memory;
+  const uint64_t old_id = region.id;
+  // The id doubles as the key hint, so a new one also means new keys.
+  region.id = spec.key_hint = old_id * 6364136223846793005ull + static_cast<uint64_t>(now_ns());
+  std::string problem;
+  for (size_t i = 0; i < nics_.size(); ++i) {
+    nics_[i]->deregister(region.registrations[i]);
+    region.registrations[i] = {};
+    if (!revoke.reregister || !revoke.unfenced.empty()) continue;
+    try {
+      region.registrations[i] = nics_[i]->register_memory(spec);
+    } catch (const NicError& error) {
+      problem = error.what();
+    }
+  }
+  if (!revoke.unfenced.empty()) {
+    region.closed.store(true);
+    revoke.finish(State::kFailed,
+                  {Reason::kNotFenced, 0, "",
+                   "peer " + revoke.unfenced +
+                       " is gone without having confirmed, and writes into our memory by itself (shm): do not reuse "
+                       "this memory before its process has ended"});
+  } else if (!problem.empty()) {
+    region.closed.store(true);
+    revoke.finish(State::kFailed, {Reason::kLocal, 0, "", "cannot register the region again: " + problem});
+  } else {
+    revoke.finish(State::kDone);
+  }
+}
+
+// ---- closing a peer
+// ----------------------------------------------------------------------------------------------------
+void Engine::start_close(CloseOperation& close) {
+  Peer& peer = *close.peer;
+  if (peer.ended()) {
+    if (peer.pid_fd >= 0 && !peer.process_dead) {
+      pollfd fd{peer.pid_fd, POLLIN, 0};
+      peer.process_dead = ::poll(&fd, 1, 0) > 0;
+    }
+    if (peer.state.load() == PeerState::kClosed || fenced_without_peer(peer)) {
+      close.finish(State::kDone);
+    } else {
+      close.finish(State::kFailed, {Reason::kNotFenced, peer.id, "",
+                                    "peer " + peer.name + " was lost without a fence; its process must end first"});
+    }
+    return;
+  }
+  close.deadline_ns = now_ns() + close.timeout_ns;
+  peer.closers.push_back(std::static_pointer_cast<CloseOperation>(close.shared_from_this()));
+  if (peer.state.load() == PeerState::kConnecting) {
+    peer_ended(peer, PeerState::kClosed, {Reason::kClosed, peer.id, "", "closed before it was connected"});
+    return;
+  }
+  peer.state.store(PeerState::kClosing);
+  std::vector<std::shared_ptr<Operation>> alive;
+  const auto lanes = peer.lanes;
+  for (Lane* lane : lanes) alive.push_back(lane->transfer->shared_from_this());
+  for (Lane* lane : lanes) {
+    stop_lane(*lane, {Reason::kClosed, peer.id, "", "peer " + peer.name + " was closed while the transfer ran"});
+  }
+  close_step(peer);
+}
+
+void Engine::close_step(Peer& peer) {
+  if (peer.ended()) return;
+  const int64_t now = now_ns();
+  if (!peer.closers.empty() && !peer.close_sent && peer.lanes.empty()) {
+    peer.close_sent = true;
+    send_record(peer, RecordType::kClose, {});
+  }
+  if (peer.close_requested && !peer.closed_sent_ns) {
+    peer.state.store(PeerState::kClosing);
+    std::vector<std::shared_ptr<Operation>> alive;
+    const auto lanes = peer.lanes;
+    for (Lane* lane : lanes) alive.push_back(lane->transfer->shared_from_this());
+    for (Lane* lane : lanes) {
+      stop_lane(*lane, {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " has closed the connection"});
+    }
+    if (peer.lanes.empty()) {
+      peer.closed_sent_ns = now;
+      for (auto& link : peer.links) {
+        if (link->up) link->link->close();  // stays `up` for the messages that follow
+      }
+      send_record(peer, RecordType::kClosed, {});
+    }
+  }
+  if (peer.closed_sent_ns && (peer.unacked.empty() || now - peer.closed_sent_ns > kClosedGrace)) {
+    peer_ended(peer, peer.close_sent ? PeerState::kClosed : PeerState::kLost,
+               {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " has closed the connection"});
+    return;
+  }
+  const bool late = std::any_of(peer.closers.begin(), peer.closers.end(),
+                                [now](const auto& closer) { return now > closer->deadline_ns; });
+  if (late) {
+    peer_ended(peer, PeerState::kLost,
+               {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " did not confirm our close() in time"});
+  }
+}
+
+}  // namespace railwire

@@ -1,0 +1,263 @@
+// How links and peers end: broken connections, silence, death of the process, and the timers behind all waits.
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kLookEvery = 50 * kMillisecond;
+constexpr int64_t kDeathGrace = 50 * kMillisecond;       // what a dead process had sent is still taken in
+constexpr int64_t kSendErrorGrace = 300 * kMillisecond;  // of control messages, before they count as a broken link
+constexpr int64_t kSuspended = 1'000 * kMillisecond;     // a gap between ticks: it was we who were stopped
+constexpr int kStallFactor = 4;                          // WRs that stand still this many liveness times break the link
+constexpr int kPingsPerLiveness = 5;
+
+}  // namespace
+
+// Without it the peer is lost.
+bool Engine::only_link(const PeerLink& link) {
+  return std::none_of(link.peer->links.begin(), link.peer->links.end(),
+                      [&](const auto& other) { return other.get() != &link && other->up; });
+}
+
+// The link's own half is closed at once: that takes back every WR and, where the NIC can, keeps the peer from writing.
+void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer) {
+  if (!link.up) return;
+  Peer& peer = *link.peer;
+  const auto keep = peer.shared_from_this();
+  link.up = false;
+  link.link->close();
+  const bool any_up = !only_link(link);
+  if (!any_up) failure.reason = Reason::kPeerLost;
+  link.failure = failure;
+
+  std::vector<std::shared_ptr<Operation>> alive;
+  std::vector<Lane*> hit;
+  std::vector<LaneLink*> unflushed;
+  unflushed.swap(link.in_flush);
+  unflushed.insert(unflushed.end(), link.want_flush.begin(), link.want_flush.end());
+  link.want_flush.clear();
+  for (Lane* lane : peer.lanes) {
+    const LaneLink& share = lane->links[link.index];
+    const bool unproven = std::any_of(unflushed.begin(), unflushed.end(), [&](auto* s) { return s->lane == lane; });
+    if (share.outstanding > 0 || unproven) {
+      hit.push_back(lane);
+      alive.push_back(lane->transfer->shared_from_this());
+    }
+  }
+  for (Lane* lane : hit) stop_lane(*lane, failure);
+  link.stash.clear();
+  // Unproven landings now hang on the peer's word that it has closed its half, too.
+  for (LaneLink* share : unflushed) link.want_confirmation.push_back(share);
+
+  if (!any_up) {
+    peer_ended(peer, PeerState::kLost, failure);
+  } else if (tell_peer) {
+    const uint16_t index = static_cast<uint16_t>(link.index);
+    std::byte body[sizeof index];
+    std::memcpy(body, &index, sizeof index);
+    send_record(peer, RecordType::kLinkDown, body);
+  }
+}
+
+void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
+  if (peer.ended()) return;
+  const auto keep = peer.shared_from_this();
+  failure.peer = peer.id;
+  if (state == PeerState::kLost) failure.reason = Reason::kPeerLost;
+  peer.end_reason = failure;
+  peer.state.store(state);
+  for (auto& link : peer.links) {
+    if (link->up) {
+      link->up = false;
+      link->failure = failure;
+      link->link->close();
+    }
+  }
+  std::vector<std::shared_ptr<Operation>> alive;
+  for (Lane* lane : peer.lanes) alive.push_back(lane->transfer->shared_from_this());
+  const auto lanes = peer.lanes;
+  for (Lane* lane : lanes) stop_lane(*lane, failure);
+  for (auto& link : peer.links) {
+    std::vector<LaneLink*> waiting;
+    waiting.swap(link->want_flush);
+    waiting.insert(waiting.end(), link->in_flush.begin(), link->in_flush.end());
+    waiting.insert(waiting.end(), link->want_confirmation.begin(), link->want_confirmation.end());
+    link->in_flush.clear();
+    link->want_confirmation.clear();
+    link->stash.clear();
+    for (LaneLink* share : waiting) {
+      if (!link->remote_closed && !peer.process_dead && state == PeerState::kLost) share->lane->may_still_land = true;
+      one_more_proven(*share);
+    }
+  }
+  counters_.peer_lost(peer.id, failure.message);
+  for (auto& record : peer.unacked) {
+    if (record.operation) record.operation->finish(State::kFailed, failure);
+  }
+  for (auto& send : peer.held) send->finish(State::kFailed, failure);
+  peer.held.clear();
+  peer.unacked.clear();
+  peer.early.clear();
+  const bool fenced = fenced_without_peer(peer) || state == PeerState::kClosed;
+  revoke_peer_gone(peer.id, fenced, peer.name);
+  for (auto& closer : peer.closers) {
+    if (fenced) {
+      closer->finish(State::kDone);
+    } else {
+      closer->finish(State::kFailed,
+                     {Reason::kNotFenced, peer.id, "",
+                      "peer " + peer.name +
+                          " did not confirm and writes into our memory by itself (shm): do not reuse its pages before "
+                          "its process has ended"});
+    }
+  }
+  peer.closers.clear();
+  events().push({Event::kPeerLost, options_.event_tag, peer.id, {}});
+  next_tick_ = 0;  // its links are released there
+}
+
+// Frees what an ended peer still holds, once no WR of it is in a NIC's hands.
+void Engine::release_links(Peer& peer) {
+  for (auto& link : peer.links) {
+    if (link->link && link->link->outstanding() > 0) return;
+  }
+  if (!peer.lanes.empty()) return;
+  for (auto& link : peer.links) {
+    link->link.reset();
+    const uint32_t nic = link->ends.local_nic;
+    const bool shared = std::any_of(peers_.begin(), peers_.end(), [&](const auto& other) {
+      return other.get() != &peer && std::any_of(other->links.begin(), other->links.end(), [&](const auto& l) {
+               return l->ends.local_nic == nic && l->control == link->control;
+             });
+    });
+    if (!shared) {
+      const auto known = std::find_if(control_handles_.begin(), control_handles_.end(), [&](const auto& entry) {
+        return entry.first.first == nic && entry.second == link->control;
+      });
+      if (known != control_handles_.end()) {
+        nics_[nic]->forget(known->second);
+        control_handles_.erase(known);
+      }
+    }
+  }
+  // Lost without a fence: only the end of its process will be one, so that is kept in sight.
+  if (fenced_without_peer(peer) || peer.state.load() == PeerState::kClosed) peer.forget_process();
+  auto entry = by_connection_.find(peer.connection);
+  if (entry != by_connection_.end()) {
+    entry->second[peer.initiator] = nullptr;
+    if (!entry->second[0] && !entry->second[1]) by_connection_.erase(entry);
+  }
+  std::erase_if(peers_, [&](const auto& other) { return other.get() == &peer; });
+}
+
+// A driver that sleeps is woken by the death of a peer's process; one that never sleeps has to look.
+void Engine::look_at_processes(int64_t now) {
+  next_look_ = now + kLookEvery;
+  for (const auto& peer : peers_) {
+    if (peer->pid_fd < 0 || peer->death_seen) continue;
+    pollfd fd{peer->pid_fd, POLLIN, 0};
+    if (::poll(&fd, 1, 0) > 0) {
+      peer->death_seen = now;
+      next_tick_ = std::min(next_tick_, now + kDeathGrace);
+    }
+  }
+}
+
+void Engine::watch_process(Peer& peer, int64_t now) {
+  if (peer.death_seen && now - peer.death_seen > kDeathGrace) {
+    peer.process_dead = true;
+    peer_ended(peer, PeerState::kLost,
+               {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: its process has ended"});
+  }
+}
+
+void Engine::tick_peer(Peer& peer, int64_t now) {
+  if (peer.state.load() == PeerState::kConnecting) return;
+  if (peer.ended()) {
+    release_links(peer);
+    return;
+  }
+  watch_process(peer, now);
+  const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
+  for (size_t i = 0; i < peer.links.size() && !peer.ended(); ++i) {
+    PeerLink& link = *peer.links[i];
+    if (!link.up) continue;
+    if (now - link.last_ping >= ping_every) {
+      link.last_ping = now;
+      send_simple(peer, link, FrameType::kPing, static_cast<uint64_t>(now));
+    }
+    char seconds[32];
+    if (now - link.last_heard > options_.liveness_ns) {
+      std::snprintf(seconds, sizeof seconds, "%.1f", static_cast<double>(now - link.last_heard) * 1e-9);
+      link_down(link,
+                {Reason::kLinkFailed, peer.id, link_name(link),
+                 "peer " + peer.name + " has not been heard over " + link_name(link) + " for " + seconds +
+                     " s (liveness= sets the limit)"},
+                true);
+      continue;
+    }
+    if (link.first_send_error && link.send_errors >= 3 && now - link.first_send_error > kSendErrorGrace) {
+      link_down(
+          link,
+          {Reason::kLinkFailed, peer.id, link_name(link),
+           "peer " + peer.name + " refuses messages over " + link_name(link) + ": its process has probably ended"},
+          true);
+      continue;
+    }
+    // WRs in the stash count too: a link that takes nothing any more stands still as well.
+    if ((link.link->outstanding() == 0 && link.stash.empty()) || link.last_progress == 0) {
+      link.last_progress = now;
+    } else if (now - link.last_progress > kStallFactor * options_.liveness_ns) {
+      link_down(link,
+                {Reason::kLinkFailed, peer.id, link_name(link),
+                 "work requests on " + link_name(link) + " made no progress although the peer is alive"},
+                true);
+    }
+  }
+  if (peer.ended()) return;
+  send_due_records(peer, now);
+  check_incoming_revokes(peer);
+  close_step(peer);
+}
+
+void Engine::tick(int64_t now) {
+  if (last_tick_ && now - last_tick_ > std::max(kSuspended, options_.liveness_ns / 2)) {
+    // This process was stopped, or its machine slept: silence meanwhile was ours, not the peers'.
+    for (auto& peer : peers_) {
+      for (auto& link : peer->links) {
+        link->last_heard += now - last_tick_;
+        link->last_progress = 0;
+      }
+    }
+  }
+  last_tick_ = now;
+  int64_t next = now + options_.liveness_ns / kPingsPerLiveness;
+  const auto copy = peers_;
+  for (const auto& peer : copy) {
+    tick_peer(*peer, now);
+    const bool busy = !peer->unacked.empty() || peer->death_seen || !peer->closers.empty() || peer->ended() ||
+                      peer->close_requested || !peer->incoming_revokes.empty();
+    if (busy) next = std::min(next, now + 10 * kMillisecond);
+    for (const auto& link : peer->links) {
+      if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);
+    }
+  }
+  const auto revokes = revokes_;
+  for (const auto& revoke : revokes) finish_revoke(*revoke);
+  if (!revokes_.empty()) next = std::min(next, now + 5 * kMillisecond);
+  next = std::min(next, counters_.expire(now));
+  next_tick_ = std::max(next, now + kMillisecond);
+}
+
+}  // namespace railwire

@@ -1,0 +1,47 @@
+// Memory the engine may touch: our own registered regions, and what a peer told us of its own.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "nic/nic.h"
+
+namespace railwire {
+
+class Engine;
+
+// A registration on every NIC of the engine. Alive as long as Python or a transfer in flight holds it; the last
+// reference has the driver deregister it and then tells Python (Event::kRelease) that the owner may go.
+class Region {
+ public:
+  Region(std::weak_ptr<Engine> engine, MemorySpec memory, uint64_t owner)
+      : memory(memory), owner(owner), engine_(std::move(engine)) {}
+  ~Region();
+
+  const MemorySpec memory;
+  const uint64_t owner;                     // token of the Python object that keeps the memory alive
+  uint64_t id = 0;                          // as peers know it; a new one after each revoke()
+  std::vector<Registration> registrations;  // by NIC index
+  std::atomic<bool> closed{false};
+  std::atomic<uint32_t> users{0};  // requests in flight that read or fill it locally
+
+  std::byte* at(uint64_t offset) const { return static_cast<std::byte*>(memory.address) + offset; }
+
+ private:
+  std::weak_ptr<Engine> engine_;
+};
+
+// A peer's region: where its bytes begin and the key to them, for each of the peer's NICs.
+struct RemoteKeys {
+  struct Key {
+    uint64_t base;
+    uint64_t rkey;
+  };
+  uint64_t region_id = 0;
+  uint64_t length = 0;
+  std::vector<Key> keys;  // by the peer's NIC index
+};
+
+}  // namespace railwire

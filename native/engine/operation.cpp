@@ -1,0 +1,94 @@
+// The end of operations and the ways to wait for it.
+#include "engine/operation.h"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+
+const char* to_string(Reason reason) {
+  switch (reason) {
+    case Reason::kNone:
+      return "none";
+    case Reason::kPeerLost:
+      return "peer_lost";
+    case Reason::kLinkFailed:
+      return "link_failed";
+    case Reason::kRemoteAccess:
+      return "remote_access";
+    case Reason::kRevoked:
+      return "revoked";
+    case Reason::kClosed:
+      return "closed";
+    case Reason::kTimeout:
+      return "timeout";
+    case Reason::kWriterFailed:
+      return "writer_failed";
+    case Reason::kNotFenced:
+      return "not_fenced";
+    case Reason::kCancelled:
+      return "cancelled";
+    case Reason::kRejected:
+      return "rejected";
+    case Reason::kLocal:
+      return "local";
+  }
+  return "unknown";
+}
+
+void Operation::finish(State state, Failure failure, bool may_still_land) {
+  if (done()) return;
+  failure_ = std::move(failure);
+  may_still_land_ = may_still_land;
+  state_.store(state, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+  }
+  const auto engine = engine_.lock();
+  if (!engine) return;
+  engine->note_finished();
+  if (const uint64_t token = token_.exchange(0, std::memory_order_seq_cst)) {
+    engine->events().push({Event::kFinished, engine->options().event_tag, token, {}});
+  }
+}
+
+bool Operation::notify(uint64_t token) {
+  wanted_.store(true, std::memory_order_relaxed);
+  token_.store(token, std::memory_order_seq_cst);
+  if (state_.load(std::memory_order_seq_cst) == State::kPending) return true;
+  // It ended meanwhile: whoever takes the token back first tells.
+  return token_.exchange(0, std::memory_order_seq_cst) == 0;
+}
+
+bool Operation::wait(int64_t timeout_ns) {
+  if (poll()) return true;
+  if (const auto engine = engine_.lock()) return engine->wait_for(*this, timeout_ns);
+  return sleep(timeout_ns);
+}
+
+void Operation::cancel() {
+  if (done()) return;
+  if (const auto engine = engine_.lock()) engine->request_stop(shared_from_this());
+}
+
+void Operation::nudge() { syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
+
+bool Operation::sleep(int64_t timeout_ns) {
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+  if (state_.load(std::memory_order_seq_cst) == State::kPending) {
+    syscall(SYS_futex, &state_, FUTEX_WAIT_PRIVATE, static_cast<uint32_t>(State::kPending), &timeout, nullptr, 0);
+  }
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  return done();
+}
+
+}  // namespace railwire

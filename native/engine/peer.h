@@ -1,0 +1,165 @@
+// The other end: its links, what is queued for it, the reliable record channel, and when it was last heard of.
+//
+//   connecting --activate--> connected --close()/CLOSE--> closing --confirmed--> ended
+//                                 \______ liveness, death, links gone: lost ______/
+//
+// Ended peers keep their object (people hold it), but no link, no lane and no timer.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "engine/frames.h"
+#include "engine/operation.h"
+#include "engine/transfer.h"
+#include "nic/nic.h"
+
+namespace railwire {
+
+enum class PeerState : uint8_t { kConnecting = 0, kConnected, kClosing, kClosed, kLost };
+
+// How one pair of NICs is to be linked, from the handshake.
+struct LinkPlan {
+  uint32_t local_nic = 0;
+  uint32_t remote_nic = 0;
+  std::vector<std::byte> remote_control;  // control address of the remote NIC
+};
+
+struct PeerLink : WrContext {
+  Peer* peer = nullptr;
+  uint32_t index = 0;
+  Nic* nic = nullptr;
+  uint64_t control = 0;  // handle of the remote NIC's control endpoint
+  std::unique_ptr<Link> link;
+  LinkEnds ends;
+  bool up = false;
+  bool remote_closed = false;  // the peer has confirmed that its half is closed
+  int64_t last_heard = 0;
+  int64_t last_ping = 0;
+  int64_t last_progress = 0;     // a WR came back, or the link had none outstanding
+  int64_t first_send_error = 0;  // of control messages since the peer was last heard on this pair; 0: none
+  uint32_t send_errors = 0;
+  std::vector<WorkRequest> stash;  // filled, but the link was full
+  std::vector<LaneLink*> want_flush;
+  std::vector<LaneLink*> in_flush;
+  std::vector<LaneLink*> want_confirmation;  // link broken: the peer's word is awaited
+  bool flushing = false;
+  int64_t flush_due = 0;  // when want_flush is flushed even if nobody waits for it
+  Failure failure;        // why it is down
+};
+
+// A message of the user on its way; done when the peer's engine has it.
+class SendOperation final : public Operation {
+ public:
+  SendOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Peer> peer, std::vector<std::byte> message)
+      : Operation(std::move(engine)), peer(std::move(peer)), message(std::move(message)) {}
+  void start(Engine& engine) override;
+  void stop(Engine& engine) override;  // while it waits for room at the receiver; once sent it cannot be taken back
+
+  std::shared_ptr<Peer> peer;
+  std::vector<std::byte> message;
+};
+
+// peer.close(): ends when nothing of the peer's can land here any more, or fails with kNotFenced.
+class CloseOperation final : public Operation {
+ public:
+  CloseOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Peer> peer, int64_t timeout_ns)
+      : Operation(std::move(engine)), peer(std::move(peer)), timeout_ns(timeout_ns) {}
+  void start(Engine& engine) override;
+  void stop(Engine&) override {}
+
+  std::shared_ptr<Peer> peer;
+  const int64_t timeout_ns;
+  int64_t deadline_ns = 0;
+};
+
+class Peer : public std::enable_shared_from_this<Peer> {
+ public:
+  Peer() = default;
+  Peer(const Peer&) = delete;
+  Peer& operator=(const Peer&) = delete;
+  ~Peer() { forget_process(); }
+  void forget_process() {
+    if (pid_fd >= 0) ::close(pid_fd);
+    pid_fd = -1;
+  }
+
+  uint64_t id = 0;  // of this engine; never reused
+  uint64_t connection = 0;
+  bool initiator = false;  // we called connect()
+  bool same_process = false;
+  std::string name;
+  std::atomic<PeerState> state{PeerState::kConnecting};
+  bool connected() const { return state.load(std::memory_order_relaxed) == PeerState::kConnected; }
+  bool ended() const { return state.load(std::memory_order_relaxed) >= PeerState::kClosed; }
+
+  std::vector<std::unique_ptr<PeerLink>> links;
+  SplitLimits limits;
+  size_t next_link = 0;  // whose turn it is to be served first
+  int pid_fd = -1;
+  int64_t death_seen = 0;  // when the pid_fd told of the process' end; 0: alive as far as we know
+  bool process_dead = false;
+  bool all_links_fence = true;  // closing our halves is a fence
+  Failure end_reason;           // valid once ended; read under the driver's lock
+
+  // Lanes that may be posted now: bulk in order, so that the first is done first; short ones beside it. And all
+  // unfinished ones.
+  std::deque<Lane*> ready;
+  std::deque<Lane*> ready_short;
+  bool short_turn = false;  // the two take turns
+  bool any_ready() const { return !ready.empty() || !ready_short.empty(); }
+  std::deque<Lane*>& next_queue() {
+    if (ready.empty() || ready_short.empty()) return ready.empty() ? ready_short : ready;
+    short_turn = !short_turn;
+    return short_turn ? ready_short : ready;
+  }
+  std::unordered_set<Lane*> lanes;
+
+  // Reliable records.
+  struct Unacked {
+    uint64_t sequence;
+    std::vector<std::byte> frame;
+    int64_t sent_ns = 0;  // 0: not yet
+    uint32_t tries = 0;
+    std::shared_ptr<SendOperation> operation;
+  };
+  std::deque<Unacked> unacked;
+  uint64_t next_sequence = 1;
+  uint64_t taken = 0;  // records received in order up to here
+  std::map<uint64_t, std::vector<std::byte>> early;
+  bool ack_due = false;
+
+  // Messages in flight are bounded: a sender may be this far ahead of what the receiving user has taken.
+  static constexpr uint64_t kMessageWindow = 16ull << 20;
+  std::deque<std::shared_ptr<SendOperation>> held;  // waiting for room
+  uint64_t message_bytes_sent = 0;
+  uint64_t message_bytes_taken_there = 0;
+  uint64_t message_bytes_taken_here = 0;
+
+  // Fences in progress.
+  struct IncomingRevoke {
+    uint64_t region;
+    uint64_t request;
+  };
+  std::vector<IncomingRevoke> incoming_revokes;
+  std::unordered_set<uint64_t> revoked_regions;
+  bool close_requested = false;  // the peer asked us to stop
+  bool close_sent = false;
+  int64_t closed_sent_ns = 0;
+  std::vector<std::shared_ptr<CloseOperation>> closers;
+
+  struct Stats {
+    uint64_t bytes_written = 0, bytes_read = 0, work_requests = 0, errors = 0;
+    uint64_t messages_sent = 0, messages_received = 0, retransmissions = 0;
+  } stats;
+};
+
+}  // namespace railwire

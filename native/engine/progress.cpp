@@ -1,0 +1,449 @@
+// Lanes and links: posting, completions, and the proof that everything has landed.
+#include <algorithm>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+constexpr size_t kBatch = 64;
+constexpr uint64_t kShortBytes = 64 * 1024;         // lanes up to this do not queue behind longer ones
+constexpr int64_t kLazyFlush = 100'000;             // ns that a landing which nobody waits for may stay unproven
+constexpr size_t kFlushAtOnce = 256;                // unproven shares that are flushed without further delay
+constexpr size_t kLinkTurn = 16;                    // short WRs a link takes before the next link's turn
+constexpr uint64_t kLinkBacklogBytes = 512 * 1024;  // of long WRs, per link of several
+
+Reason reason_of(Status status) {
+  switch (status) {
+    case Status::kRemoteAccess:
+      return Reason::kRemoteAccess;
+    case Status::kLocal:
+      return Reason::kLocal;
+    default:
+      return Reason::kLinkFailed;
+  }
+}
+
+}  // namespace
+
+void Transfer::start(Engine& engine) { engine.start_transfer(*this); }
+void Transfer::stop(Engine& engine) { engine.stop_transfer(*this); }
+
+void Transfer::add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source) {
+  auto lane = std::make_unique<Lane>();
+  lane->transfer = this;
+  lane->peer = std::move(peer);
+  lane->trailing_units = source->trailing_units();
+  bytes += source->total_bytes();
+  lane->is_short = source->total_bytes() <= kShortBytes;
+  lane->source = std::move(source);
+  lanes.push_back(std::move(lane));
+}
+
+size_t TrailingSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
+  size_t n = 0;
+  for (; n < out.size() && units_ > 0; ++n) {
+    const auto weight = static_cast<uint32_t>(std::min<uint64_t>(units_, kMaxWeight));
+    units_ -= weight;
+    out[n] = {.remote = ends.pad_address,
+              .rkey = ends.pad_rkey,
+              .flags = WorkRequest::kImmediate,
+              .immediate = encode_immediate(immediate_id_, weight),
+              .context = context};
+  }
+  return n;
+}
+
+void Engine::start_transfer(Transfer& transfer) {
+  ++totals_.submitted;
+  transfer.lanes_left = transfer.lanes.size();
+  if (transfer.lanes.empty()) {
+    ++totals_.done;
+    transfer.finish(State::kDone);
+    return;
+  }
+  const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
+  active_.insert(self);
+  for (auto& owned : transfer.lanes) {
+    Lane& lane = *owned;
+    Peer& peer = *lane.peer;
+    peer.lanes.insert(&lane);
+    lane.links.resize(peer.links.size());
+    for (size_t i = 0; i < lane.links.size(); ++i) {
+      lane.links[i].wr_kind = WrContext::kLane;
+      lane.links[i].lane = &lane;
+      lane.links[i].link = peer.links[i].get();
+    }
+    if (!peer.connected()) {
+      const bool ended = peer.ended();
+      stop_lane(lane, ended ? peer.end_reason
+                            : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is being closed"});
+      continue;
+    }
+    const auto revoked = std::find_if(peer.revoked_regions.begin(), peer.revoked_regions.end(),
+                                      [&](uint64_t region) { return lane.source->touches(region); });
+    if (revoked != peer.revoked_regions.end()) {
+      stop_lane(lane, {Reason::kRevoked, peer.id, "",
+                       "peer " + peer.name + " has revoked the region; ask it for a new descriptor"});
+    } else if (lane.source->exhausted()) {
+      advance(lane);
+    } else {
+      make_ready(lane);
+    }
+  }
+}
+
+void Engine::stop_transfer(Transfer& transfer) {
+  transfer.cancelled = true;
+  const auto self = transfer.shared_from_this();
+  for (auto& lane : transfer.lanes) {
+    if (lane->phase != Lane::Phase::kFinished) {
+      stop_lane(*lane, {Reason::kCancelled, lane->peer->id, "", "the transfer was cancelled"});
+    }
+  }
+}
+
+void Engine::make_ready(Lane& lane) {
+  lane.phase = Lane::Phase::kReady;
+  lane.in_ready_list = true;
+  (lane.is_short ? lane.peer->ready_short : lane.peer->ready).push_back(&lane);
+}
+
+bool Engine::pump(Peer& peer, uint64_t byte_budget) {
+  bool any = false;
+  const size_t count = peer.links.size();
+  const size_t first = count > 1 ? peer.next_link++ % count : 0;
+  for (size_t i = 0; i < count; ++i) {
+    PeerLink& link = *peer.links[(first + i) % count];
+    if (!link.up) continue;
+    if (!link.want_flush.empty() && !link.flushing) maybe_flush(link);
+    if (!peer.any_ready() && link.stash.empty()) continue;
+    uint64_t budget = byte_budget;
+    any |= pump_link(peer, link, budget);
+  }
+  return any;
+}
+
+// Posts to one link until it is full, nothing is ready, or the budget is spent.
+bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
+  bool any = false;
+  WorkRequest batch[kBatch];
+  NicStats& stats = nic_stats_[link.ends.local_nic];
+  const auto count = [&](std::span<const WorkRequest> taken) {
+    uint64_t written = 0, read = 0;
+    for (const WorkRequest& wr : taken) (wr.flags & WorkRequest::kRead ? read : written) += wr.length;
+    stats.work_requests += taken.size();
+    peer.stats.work_requests += taken.size();
+    stats.bytes_written += written;
+    stats.bytes_read += read;
+    peer.stats.bytes_written += written;
+    peer.stats.bytes_read += read;
+    byte_budget -= std::min(byte_budget, written + read);
+  };
+  if (!link.stash.empty()) {
+    const size_t taken = link.link->post(link.stash);
+    count({link.stash.data(), taken});
+    link.stash.erase(link.stash.begin(), link.stash.begin() + static_cast<ptrdiff_t>(taken));
+    if (!link.stash.empty()) {
+      if (link.link->broken()) {
+        link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
+      }
+      return taken > 0;
+    }
+    any = true;
+  }
+  const size_t depth = link.nic->info().link_depth;
+  while (peer.any_ready() && byte_budget > 0) {
+    const size_t outstanding = link.link->outstanding();
+    if (outstanding >= depth) break;
+    std::deque<Lane*>& queue = peer.next_queue();
+    Lane& lane = *queue.front();
+    LaneLink& share = lane.links[link.index];
+    size_t most = std::min(kBatch, depth - outstanding);
+    if (peer.links.size() > 1) {
+      // The links take turns, and a link that still has enough to do leaves the rest to faster ones.
+      const uint64_t length = lane.source->next_length();
+      const bool large = length >= kStripeBytes;
+      if (large && outstanding >= 2 + kLinkBacklogBytes / length) break;
+      most = std::min<size_t>(most, large ? 1 : kLinkTurn);
+    }
+    const size_t filled = lane.source->fill(link.ends, &share, {batch, most});
+    share.outstanding += static_cast<uint32_t>(filled);
+    lane.outstanding += static_cast<uint32_t>(filled);
+    share.used |= filled > 0;
+    if (filled > 0 && peer.links.size() == 1 && !lane.is_short && lane.source->exhausted() &&
+        batch[filled - 1].length > 0 && !(batch[filled - 1].flags & WorkRequest::kRead) &&
+        !link.nic->info().completion_proves_landing) {
+      // A flush of its own would queue behind all that later lanes have posted by then.
+      batch[filled - 1].flags |= WorkRequest::kFlush;
+      share.last_proves = true;
+    }
+    const size_t taken = link.link->post({batch, filled});
+    count({batch, taken});
+    any |= taken > 0;
+    if (!lane.transfer->posted && taken > 0) {
+      lane.transfer->posted = true;
+      const int64_t latency = now_ns() - lane.transfer->submitted_ns;
+      post_latency_[post_samples_++ % post_latency_.size()] =
+          static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
+    }
+    if (taken < filled) link.stash.assign(batch + taken, batch + filled);
+    if (lane.source->exhausted()) {
+      queue.pop_front();
+      lane.in_ready_list = false;
+      lane.phase = Lane::Phase::kDraining;
+      if (lane.outstanding == 0) advance(lane);
+    }
+    if (taken < filled) {
+      if (link.link->broken()) {
+        link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
+      }
+      break;
+    }
+    if (peer.links.size() > 1) break;
+  }
+  return any;
+}
+
+bool Engine::poll_nics() {
+  bool any = false;
+  Completion completions[kBatch];
+  for (uint32_t i = 0; i < nics_.size(); ++i) {
+    const size_t n = nics_[i]->poll(completions);
+    if (n == 0) continue;
+    any = true;
+    NicStats& stats = nic_stats_[i];
+    for (size_t k = 0; k < n; ++k) {
+      const Completion& completion = completions[k];
+      switch (completion.kind) {
+        case Completion::kImmediate:
+          ++stats.immediates;
+          counters_.arrive(completion.immediate);
+          break;
+        case Completion::kWorkRequest:
+          ++stats.completions;
+          work_request_done(completion, i);
+          break;
+        case Completion::kMessage:
+          ++stats.messages;
+          message_arrived(i, completion.data);
+          break;
+        case Completion::kSend:
+          if (completion.status != Status::kOk) {
+            const auto tag = reinterpret_cast<uintptr_t>(completion.context);
+            if (tag) send_failed(tag >> 8, static_cast<uint32_t>(tag & 255), completion.provider_error, i);
+          }
+          break;
+      }
+    }
+  }
+  return any;
+}
+
+void Engine::work_request_done(const Completion& completion, uint32_t nic) {
+  auto* context = static_cast<WrContext*>(completion.context);
+  if (context->wr_kind == WrContext::kFlush) {
+    flush_done(*static_cast<PeerLink*>(context), completion.status);
+    return;
+  }
+  auto& share = *static_cast<LaneLink*>(context);
+  Lane& lane = *share.lane;
+  PeerLink& link = *share.link;
+  --share.outstanding;
+  --lane.outstanding;
+  if (completion.status != Status::kOk) {
+    ++nic_stats_[nic].errors;
+    ++lane.peer->stats.errors;
+    Failure failure = link.failure;  // why the link went down, if it did
+    if (link.up || failure.reason == Reason::kNone) {
+      std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
+      if (completion.provider_error) what += ": " + nics_[nic]->describe(completion.provider_error);
+      failure = {reason_of(completion.status), lane.peer->id, link_name(link), what};
+    }
+    const auto keep = lane.transfer->shared_from_this();
+    const bool breaks = link.up && link.link->broken();
+    if (breaks && only_link(link)) failure.reason = Reason::kPeerLost;
+    stop_lane(lane, failure);
+    if (breaks) link_down(link, failure, true);
+    return;
+  }
+  link.last_progress = 0;
+  if (lane.outstanding == 0 && (lane.stopping || lane.phase == Lane::Phase::kDraining)) advance(lane);
+}
+
+// Takes everything of the lane that no NIC has seen yet off the queues, and moves on if nothing is outstanding.
+void Engine::stop_lane(Lane& lane, Failure failure) {
+  if (lane.phase == Lane::Phase::kFinished) return;
+  if (!lane.stopping) {
+    lane.stopping = true;
+    lane.failure = std::move(failure);
+    if (lane.in_ready_list) {
+      std::erase(lane.is_short ? lane.peer->ready_short : lane.peer->ready, &lane);
+      lane.in_ready_list = false;
+    }
+    drop_stash(lane);
+    if (lane.phase == Lane::Phase::kReady) lane.phase = Lane::Phase::kDraining;
+  }
+  if (lane.outstanding == 0 && lane.phase == Lane::Phase::kDraining) advance(lane);
+}
+
+void Engine::drop_stash(Lane& lane) {
+  for (auto& link : lane.peer->links) {
+    std::erase_if(link->stash, [&](const WorkRequest& wr) {
+      auto* context = static_cast<WrContext*>(wr.context);
+      if (context->wr_kind != WrContext::kLane || static_cast<LaneLink*>(context)->lane != &lane) return false;
+      --static_cast<LaneLink*>(context)->outstanding;
+      --lane.outstanding;
+      return true;
+    });
+  }
+}
+
+// All WRs of the lane are back: find out whether what they carried has landed.
+void Engine::advance(Lane& lane) {
+  if (lane.phase == Lane::Phase::kProving || lane.phase == Lane::Phase::kFinished) return;
+  lane.phase = Lane::Phase::kProving;
+  Peer& peer = *lane.peer;
+  const bool read = lane.transfer->kind == Transfer::Kind::kRead;
+  lane.unproven = 1;  // held until every link has been looked at
+  for (LaneLink& share : lane.links) {
+    if (!share.used || share.landed) continue;
+    PeerLink& link = *share.link;
+    if (read) {
+      share.landed = true;  // a read's bytes are here, or the NIC has given up on them
+    } else if (link.up) {
+      if (link.nic->info().completion_proves_landing || (share.last_proves && !lane.stopping)) {
+        share.landed = true;
+      } else {
+        ++lane.unproven;
+        if (link.want_flush.empty()) link.flush_due = now_ns() + kLazyFlush;
+        link.want_flush.push_back(&share);
+      }
+    } else {
+      if (!lane.stopping && share.last_proves) {
+        share.landed = true;
+        continue;
+      }
+      if (!lane.stopping && !link.nic->info().completion_proves_landing) {
+        lane.stopping = true;
+        lane.failure = link.failure;
+      }
+      if (!lane.stopping || link.remote_closed || peer.process_dead) {
+        share.landed = true;
+      } else if (peer.ended()) {
+        lane.may_still_land = true;
+      } else {
+        ++lane.unproven;
+        link.want_confirmation.push_back(&share);
+      }
+    }
+  }
+  const auto keep = lane.transfer->shared_from_this();
+  for (LaneLink& share : lane.links) {
+    if (share.link->up && !share.link->want_flush.empty()) maybe_flush(*share.link);
+  }
+  if (--lane.unproven == 0) landing_proven(lane);
+}
+
+void Engine::maybe_flush(PeerLink& link) {
+  if (link.flushing || link.want_flush.empty() || !link.up) return;
+  // A flush costs as much as a short write: one that nobody waits for is put off, and then serves many.
+  const auto wanted = [](const LaneLink* share) { return share->lane->transfer->wanted() || share->lane->stopping; };
+  if (link.want_flush.size() < kFlushAtOnce && std::none_of(link.want_flush.begin(), link.want_flush.end(), wanted) &&
+      now_ns() < link.flush_due) {
+    return;
+  }
+  const uint32_t nic = link.ends.local_nic;
+  const WorkRequest flush{.local = pads_[nic].data() + 8,
+                          .local_key = pad_registrations_[nic].local,
+                          .remote = link.ends.pad_address,
+                          .rkey = link.ends.pad_rkey,
+                          .length = 8,
+                          .flags = WorkRequest::kFlush,
+                          .context = static_cast<WrContext*>(&link)};
+  // One flush proves the landing of everything that had completed before it.
+  if (link.link->post({&flush, 1}) == 1) {
+    link.flushing = true;
+    link.in_flush.swap(link.want_flush);
+  } else if (link.link->broken()) {
+    link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke"}, true);
+  }
+}
+
+void Engine::flush_done(PeerLink& link, Status status) {
+  link.flushing = false;
+  link.last_progress = 0;
+  if (status != Status::kOk) {
+    if (link.up) {
+      link_down(link,
+                {Reason::kLinkFailed, link.peer->id, link_name(link),
+                 std::string("a flush of ") + link_name(link) + " ended with: " + to_string(status)},
+                true);
+    }
+    return;  // link_down has taken in_flush over
+  }
+  std::vector<LaneLink*> proven;
+  proven.swap(link.in_flush);
+  for (LaneLink* share : proven) one_more_proven(*share);
+  maybe_flush(link);
+}
+
+void Engine::one_more_proven(LaneLink& share) {
+  share.landed = true;
+  if (--share.lane->unproven == 0) landing_proven(*share.lane);
+}
+
+void Engine::landing_proven(Lane& lane) {
+  if (lane.stopping || lane.trailing_units == 0) {
+    finish_lane(lane);
+    return;
+  }
+  lane.source = std::make_unique<TrailingSource>(std::exchange(lane.trailing_units, 0),
+                                                 static_cast<uint32_t>(lane.transfer->immediate_id));
+  for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = false;
+  make_ready(lane);
+}
+
+void Engine::finish_lane(Lane& lane) {
+  lane.phase = Lane::Phase::kFinished;
+  lane.source.reset();
+  Peer& peer = *lane.peer;
+  Transfer& transfer = *lane.transfer;
+  peer.lanes.erase(&lane);
+  if (lane.stopping) {
+    if (transfer.immediate_id >= 0 && peer.connected()) {
+      // The receiver counts on arrivals that will not come: tell it, so that its expectation ends now.
+      const auto id = static_cast<uint32_t>(transfer.immediate_id);
+      std::vector<std::byte> bytes(sizeof id);
+      std::memcpy(bytes.data(), &id, sizeof id);
+      const std::string text = lane.failure.message.substr(0, 400);
+      const auto* p = reinterpret_cast<const std::byte*>(text.data());
+      bytes.insert(bytes.end(), p, p + text.size());
+      send_record(peer, RecordType::kPoison, bytes);
+    }
+    if (transfer.first_failure.reason == Reason::kNone) transfer.first_failure = lane.failure;
+    transfer.any_may_still_land |= lane.may_still_land;
+  }
+  if (!peer.incoming_revokes.empty()) check_incoming_revokes(peer);
+  if (--transfer.lanes_left > 0) return;
+  const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
+  if (transfer.first_failure.reason == Reason::kNone) {
+    ++totals_.done;
+    transfer.finish(State::kDone);
+  } else if (transfer.cancelled && transfer.first_failure.reason == Reason::kCancelled) {
+    ++totals_.cancelled;
+    transfer.finish(State::kCancelled, transfer.first_failure, transfer.any_may_still_land);
+  } else {
+    ++totals_.failed;
+    transfer.finish(State::kFailed, transfer.first_failure, transfer.any_may_still_land);
+  }
+  active_.erase(self);
+}
+
+std::string Engine::link_name(const PeerLink& link) const {
+  return link.nic->info().name + " -> " + link.peer->name + "#" + std::to_string(link.ends.remote_nic);
+}
+
+}  // namespace railwire

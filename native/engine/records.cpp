@@ -1,0 +1,333 @@
+// Control frames in and out, and the channel that makes records reliable, ordered and unique over lossy messages.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+constexpr size_t kRecordWindow = 256;         // records sent and not acknowledged
+constexpr size_t kEarlyRecords = 1024;        // records held back until the ones before them have come
+constexpr int64_t kFirstRetry = 100'000'000;  // ns; doubles up to
+constexpr int64_t kLongestRetry = 1'000'000'000;
+
+}  // namespace
+
+uint64_t Engine::control_handle(uint32_t nic, const std::vector<std::byte>& address) {
+  const auto [entry, fresh] = control_handles_.try_emplace({nic, address}, 0);
+  if (fresh) {
+    try {
+      entry->second = nics_[nic]->resolve(address);
+    } catch (...) {
+      control_handles_.erase(entry);
+      throw;
+    }
+  }
+  return entry->second;
+}
+
+bool Engine::send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload) {
+  const auto lock = lock_driver();
+  if (closed()) return true;
+  const auto frame = FrameWriter({.type = FrameType::kHandshake}).put_bytes(payload).take();
+  return nics_[nic]->send(control_handle(nic, address), frame, nullptr);
+}
+
+// Prefers pairs that were heard lately; every retry takes another one.
+PeerLink* Engine::control_path(Peer& peer, uint32_t attempt) {
+  std::vector<PeerLink*> up;
+  for (auto& link : peer.links) {
+    if (link->up) up.push_back(link.get());
+  }
+  if (up.empty()) return nullptr;
+  if (attempt == 0) {
+    return *std::max_element(up.begin(), up.end(), [](auto* a, auto* b) {
+      return std::pair(-int64_t{a->send_errors}, b->index) < std::pair(-int64_t{b->send_errors}, a->index);
+    });
+  }
+  return up[attempt % up.size()];
+}
+
+bool Engine::send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> frame) {
+  const uintptr_t tag = peer.id << 8 | std::min<uint32_t>(path.index, 255);
+  return path.nic->send(path.control, frame, reinterpret_cast<void*>(tag));
+}
+
+void Engine::send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value) {
+  const auto frame = FrameWriter({.type = type,
+                                  .to_initiator = !peer.initiator,
+                                  .link = static_cast<uint16_t>(path.index),
+                                  .connection = peer.connection,
+                                  .ack = peer.taken})
+                         .put(value)
+                         .take();
+  if (send_frame(peer, path, frame)) peer.ack_due = false;
+}
+
+void Engine::send_failed(uint64_t id, uint32_t index, int32_t, uint32_t nic) {
+  ++nic_stats_[nic].errors;
+  for (auto& peer : peers_) {
+    if (peer->id != id || index >= peer->links.size()) continue;
+    PeerLink& link = *peer->links[index];
+    ++link.send_errors;
+    if (!link.first_send_error) link.first_send_error = now_ns();
+    // Ask again soon: a refused message usually means that the process is gone.
+    link.last_ping = std::min(link.last_ping, now_ns() - options_.liveness_ns / 5 + 100'000'000);
+    next_tick_ = std::min(next_tick_, now_ns() + 100'000'000);
+  }
+}
+
+void Engine::send_record(Peer& peer, RecordType type, std::span<const std::byte> body,
+                         std::shared_ptr<SendOperation> operation) {
+  if (peer.ended()) return;
+  auto frame = FrameWriter({.type = FrameType::kRecord,
+                            .to_initiator = !peer.initiator,
+                            .link = 0,
+                            .connection = peer.connection,
+                            .ack = peer.taken})
+                   .put<uint64_t>(peer.next_sequence)
+                   .put<uint8_t>(static_cast<uint8_t>(type))
+                   .put_bytes(body)
+                   .take();
+  peer.unacked.push_back({peer.next_sequence++, std::move(frame), 0, 0, std::move(operation)});
+  if (type == RecordType::kMessage) ++peer.stats.messages_sent;
+  send_due_records(peer, now_ns());
+  next_tick_ = std::min(next_tick_, now_ns() + 10'000'000);
+}
+
+// `now` 0: only what is new, and the acknowledgement.
+void Engine::send_due_records(Peer& peer, int64_t now) {
+  if (peer.ended() || peer.state.load() == PeerState::kConnecting) return;
+  size_t in_window = 0;
+  for (auto& record : peer.unacked) {
+    if (++in_window > kRecordWindow) break;
+    if (record.sent_ns) {
+      const int64_t retry = std::min(kFirstRetry << std::min(record.tries - 1, 10u), kLongestRetry);
+      if (!now || now - record.sent_ns < retry) continue;
+    }
+    PeerLink* path = control_path(peer, record.tries);
+    if (!path) return;
+    set_frame_ack(record.frame, peer.taken);
+    if (!send_frame(peer, *path, record.frame)) break;
+    peer.ack_due = false;
+    peer.stats.retransmissions += record.tries > 0;
+    record.sent_ns = now ? now : now_ns();
+    ++record.tries;
+  }
+  if (peer.ack_due) {
+    if (PeerLink* path = control_path(peer, 0)) send_simple(peer, *path, FrameType::kAck, 0);
+  }
+}
+
+void Engine::acknowledged(Peer& peer, uint64_t upto) {
+  if (upto >= peer.next_sequence) return;  // cannot be true: ignore
+  bool any = false;
+  while (!peer.unacked.empty() && peer.unacked.front().sequence <= upto) {
+    auto record = std::move(peer.unacked.front());
+    peer.unacked.pop_front();
+    if (record.operation) record.operation->finish(State::kDone);
+    any = true;
+  }
+  if (any && !peer.unacked.empty()) send_due_records(peer, now_ns());
+}
+
+void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
+  const auto frame = parse_frame(data);
+  if (!frame) {
+    ++totals_.bad_frames;
+    return;
+  }
+  if (frame->header.type == FrameType::kHandshake) {
+    if (options_.handshakes) {
+      options_.handshakes->push({Event::kHandshake, options_.event_tag, nic,
+                                 std::vector<std::byte>(frame->payload.begin(), frame->payload.end())});
+    }
+    return;
+  }
+  const auto entry = by_connection_.find(frame->header.connection);
+  Peer* found = entry == by_connection_.end() ? nullptr : entry->second[frame->header.to_initiator];
+  if (!found || frame->header.link >= found->links.size()) {
+    ++totals_.bad_frames;
+    return;  // not ours (any more); Python answers connection requests, silence answers the rest
+  }
+  const auto peer = found->shared_from_this();
+  if (peer->ended()) {
+    // It has not noticed the end yet. Tell it, so that it need not wait for its liveness time.
+    PeerLink& path = *peer->links[frame->header.link];
+    if (frame->header.type != FrameType::kGone && path.link) send_simple(*peer, path, FrameType::kGone, 0);
+    return;
+  }
+  // Whatever NIC it came by proves that this pair works in that direction.
+  for (auto& link : peer->links) {
+    if (link->ends.local_nic == nic &&
+        (frame->header.type == FrameType::kRecord || link->index == frame->header.link)) {
+      link->last_heard = now_ns();
+      link->first_send_error = 0;
+      link->send_errors = 0;
+    }
+  }
+  acknowledged(*peer, frame->header.ack);
+  if (peer->closed_sent_ns) close_step(*peer);
+  if (peer->ended()) return;
+  switch (frame->header.type) {
+    case FrameType::kPing:
+      send_simple(*peer, *peer->links[frame->header.link], FrameType::kPong, 0);
+      break;
+    case FrameType::kRecord:
+      record_arrived(*peer, frame->payload);
+      break;
+    case FrameType::kGone:
+      if (peer->state.load() == PeerState::kConnecting) break;
+      peer_ended(
+          *peer, peer->close_sent ? PeerState::kClosed : PeerState::kLost,
+          {Reason::kPeerLost, peer->id, "",
+           "peer " + peer->name + " is lost: it does not know this connection any more (closed, or it gave us up)"});
+      break;
+    default:
+      break;
+  }
+}
+
+void Engine::record_arrived(Peer& peer, std::span<const std::byte> payload) {
+  const auto record = parse_record(payload);
+  if (!record) {
+    ++totals_.bad_frames;
+    return;
+  }
+  peer.ack_due = true;
+  if (record->sequence <= peer.taken) return;  // a repetition
+  if (record->sequence != peer.taken + 1) {
+    if (peer.early.size() < kEarlyRecords) {
+      peer.early.try_emplace(record->sequence, payload.begin(), payload.end());
+    }
+    return;
+  }
+  take_record(peer, payload);
+  while (!peer.ended() && !peer.early.empty() && peer.early.begin()->first <= peer.taken + 1) {
+    const auto next = peer.early.extract(peer.early.begin());
+    if (next.key() == peer.taken + 1) take_record(peer, next.mapped());
+  }
+}
+
+void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
+  const auto record = parse_record(payload);
+  ++peer.taken;
+  FrameReader reader(record->body);
+  switch (record->type) {
+    case RecordType::kMessage:
+      ++peer.stats.messages_received;
+      events().push({Event::kMessage, options_.event_tag, peer.id,
+                     std::vector<std::byte>(record->body.begin(), record->body.end())});
+      break;
+    case RecordType::kPoison: {
+      const auto id = reader.get<uint32_t>();
+      if (!reader.ok() || id >= kImmediateIds) break;
+      counters_.poison(id, peer.id, "a write by peer " + peer.name + " failed: " + reader.text(400));
+      break;
+    }
+    case RecordType::kLinkDown:
+    case RecordType::kLinkClosed: {
+      const auto index = reader.get<uint16_t>();
+      if (!reader.ok() || index >= peer.links.size()) break;
+      PeerLink& link = *peer.links[index];
+      link_down(link,
+                {Reason::kLinkFailed, peer.id, link_name(link), "peer " + peer.name + " reports that the link broke"},
+                false);
+      if (peer.ended()) break;
+      link.remote_closed = true;
+      std::vector<LaneLink*> confirmed;
+      confirmed.swap(link.want_confirmation);
+      for (LaneLink* share : confirmed) one_more_proven(*share);
+      if (record->type == RecordType::kLinkDown) send_record(peer, RecordType::kLinkClosed, record->body.first(2));
+      break;
+    }
+    case RecordType::kRevoke: {
+      const auto region = reader.get<uint64_t>(), request = reader.get<uint64_t>();
+      if (!reader.ok()) break;
+      peer.revoked_regions.insert(region);
+      peer.incoming_revokes.push_back({region, request});
+      std::vector<std::shared_ptr<Operation>> alive;
+      const auto lanes = peer.lanes;
+      for (Lane* lane : lanes) alive.push_back(lane->transfer->shared_from_this());
+      for (Lane* lane : lanes) {
+        if (lane->source && lane->source->touches(region)) {
+          stop_lane(*lane, {Reason::kRevoked, peer.id, "", "peer " + peer.name + " has revoked the region"});
+        }
+      }
+      check_incoming_revokes(peer);
+      break;
+    }
+    case RecordType::kRevoked: {
+      const auto request = reader.get<uint64_t>();
+      if (reader.ok()) revoke_confirmed(peer, request);
+      break;
+    }
+    case RecordType::kClose:
+      peer.close_requested = true;
+      close_step(peer);
+      break;
+    case RecordType::kClosed:
+      if (peer.close_sent) {
+        // The last word to this peer: without it, it would wonder for a while.
+        if (PeerLink* path = control_path(peer, 0)) send_simple(peer, *path, FrameType::kAck, 0);
+        peer_ended(peer, PeerState::kClosed, {Reason::kClosed, peer.id, "", "peer " + peer.name + " was closed by us"});
+      }
+      break;
+    case RecordType::kCredit: {
+      const auto total = reader.get<uint64_t>();
+      if (!reader.ok() || total > peer.message_bytes_sent) break;
+      peer.message_bytes_taken_there = std::max(peer.message_bytes_taken_there, total);
+      send_held_messages(peer);
+      break;
+    }
+  }
+}
+
+void SendOperation::start(Engine& engine) { engine.start_send(*this); }
+void SendOperation::stop(Engine& engine) { engine.stop_send(*this); }
+
+void Engine::start_send(SendOperation& send) {
+  Peer& peer = *send.peer;
+  if (!peer.connected()) {
+    send.finish(State::kFailed, peer.ended()
+                                    ? peer.end_reason
+                                    : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is closing"});
+    return;
+  }
+  peer.held.push_back(std::static_pointer_cast<SendOperation>(send.shared_from_this()));
+  send_held_messages(peer);
+}
+
+void Engine::send_held_messages(Peer& peer) {
+  while (!peer.held.empty()) {
+    const auto send = peer.held.front();
+    const uint64_t ahead = peer.message_bytes_sent - peer.message_bytes_taken_there;
+    if (ahead + send->message.size() > Peer::kMessageWindow) return;
+    peer.held.pop_front();
+    peer.message_bytes_sent += send->message.size();
+    send_record(peer, RecordType::kMessage, send->message, send);
+    send->message = {};
+  }
+}
+
+void Engine::stop_send(SendOperation& send) {
+  const auto keep = send.shared_from_this();
+  if (std::erase(send.peer->held, keep)) {
+    send.finish(State::kCancelled,
+                {Reason::kCancelled, send.peer->id, "", "the message was cancelled before it was sent"});
+  }
+}
+
+void Engine::message_taken(Peer& peer, uint64_t bytes) {
+  const auto lock = lock_driver();
+  if (closed() || peer.ended()) return;
+  peer.message_bytes_taken_here += bytes;
+  std::byte body[8];
+  std::memcpy(body, &peer.message_bytes_taken_here, sizeof body);
+  send_record(peer, RecordType::kCredit, body);
+}
+
+}  // namespace railwire

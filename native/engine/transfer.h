@@ -1,0 +1,99 @@
+// A submitted operation and its way through the engine.
+//
+// A transfer has one *lane* per peer it touches (one for a write, many for a scatter). Life of a lane, all in the
+// driver's hands:
+//
+//   ready ----fill/post----> draining ----last WR back----> proving ----landed everywhere----> finished
+//     \____ failure or cancel: nothing more is posted ____/    \__ trailing immediates: ready again __/
+//
+// proving: NICs whose completion does not prove landing get a flush on the link; a broken link needs the other side's
+// word that it has closed its half. Where that word cannot come (the peer is lost), the transfer says may_still_land.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/operation.h"
+#include "engine/work.h"
+
+namespace railwire {
+
+class Peer;
+class Transfer;
+struct Lane;
+struct PeerLink;
+
+// What WorkRequest::context points to.
+struct WrContext {
+  enum Kind : uint8_t { kLane, kFlush } wr_kind;
+};
+
+// A lane's share on one link.
+struct LaneLink : WrContext {
+  Lane* lane = nullptr;
+  PeerLink* link = nullptr;
+  uint32_t outstanding = 0;  // WRs filled and not come back
+  bool used = false;
+  bool landed = false;
+  bool last_proves = false;  // the last WR is a flush at the same time
+};
+
+struct Lane {
+  enum class Phase : uint8_t { kReady, kDraining, kProving, kFinished };
+
+  Transfer* transfer = nullptr;
+  std::shared_ptr<Peer> peer;
+  std::unique_ptr<WorkSource> source;
+  std::vector<LaneLink> links;  // by the peer's link index
+  uint64_t trailing_units = 0;
+  uint32_t outstanding = 0;
+  uint32_t unproven = 0;  // links whose landing is not yet proven, while proving
+  Phase phase = Phase::kReady;
+  bool in_ready_list = false;
+  bool is_short = false;  // does not wait behind bulk
+  bool stopping = false;  // failed or cancelled: nothing more is posted
+  bool may_still_land = false;
+  Failure failure;
+};
+
+class Transfer final : public Operation {
+ public:
+  enum class Kind : uint8_t { kWrite, kRead };
+
+  Transfer(std::weak_ptr<Engine> engine, Kind kind, int64_t immediate_id)
+      : Operation(std::move(engine)), kind(kind), immediate_id(immediate_id) {}
+  void start(Engine& engine) override;
+  void stop(Engine& engine) override;
+
+  void add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source);
+
+  const Kind kind;
+  const int64_t immediate_id;  // -1: none
+  std::vector<std::unique_ptr<Lane>> lanes;
+  size_t lanes_left = 0;
+  uint64_t bytes = 0;
+  int64_t submitted_ns = 0;
+  bool posted = false;
+  Failure first_failure;
+  bool any_may_still_land = false;
+  bool cancelled = false;
+};
+
+// Sends what a lane's WRs could not carry: zero-length writes with up to 1024 units each.
+class TrailingSource final : public WorkSource {
+ public:
+  TrailingSource(uint64_t units, uint32_t immediate_id) : units_(units), immediate_id_(immediate_id) {}
+  size_t fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) override;
+  bool exhausted() const override { return units_ == 0; }
+  uint64_t next_length() const override { return 0; }
+  uint64_t trailing_units() const override { return 0; }
+  uint64_t total_bytes() const override { return 0; }
+  bool touches(uint64_t) const override { return false; }
+
+ private:
+  uint64_t units_;
+  uint32_t immediate_id_;
+};
+
+}  // namespace railwire

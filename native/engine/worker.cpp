@@ -1,0 +1,379 @@
+// Who drives the engine, and when it may sleep.
+//
+// Three kinds of thread can drive: the worker (by default), a thread that waits for an operation (it takes over, the
+// worker parks), and a submitting thread (one step, if nobody drives). A sleeping driver leaves the lock, so that
+// submissions still get through; it is woken by its bell, by a NIC's descriptor or by the next deadline.
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+constexpr int64_t kMicrosecond = 1'000;
+constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kWorkerSpin = 50 * kMicrosecond;   // after the last event, before the worker sleeps
+constexpr int64_t kInlineSpin = 2 * kMillisecond;    // the same for a waiting thread
+constexpr int64_t kLockSpin = 100 * kMicrosecond;    // a waiting thread yields this long to whoever drives
+constexpr int64_t kHandOver = kMillisecond;          // and then looks this often whether nobody does any more
+constexpr int64_t kParkHold = 200 * kMicrosecond;    // how long the worker leaves the field to threads that wait
+constexpr int64_t kShortNap = 30 * kMicrosecond;     // where a NIC gives nothing to sleep on, or work is under way
+constexpr int64_t kLongNap = 8 * kMillisecond;       // the same after long idleness: under 1 % of a core
+constexpr int64_t kNapShare = 16;                    // a nap lasts this part of the idle time so far
+constexpr int64_t kWatcherFast = 20 * kMicrosecond;  // poll interval of watchers that moved lately
+constexpr int64_t kWatcherSlow = kMillisecond;
+constexpr int64_t kWatcherFastFor = 20 * kMillisecond;
+constexpr uint64_t kInlineBytes = 64 * 1024;  // a submission posts at most this much in the caller
+constexpr uint64_t kDriveBytes = 1ull << 20;  // per peer and step, so that polling is never far away
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+void sleep_on(std::vector<pollfd>& fds, int64_t timeout_ns) {
+  timeout_ns = std::clamp<int64_t>(timeout_ns, 0, 3600'000 * kMillisecond);
+  const timespec timeout{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+  ppoll(fds.data(), fds.size(), &timeout, nullptr);
+}
+
+}  // namespace
+
+void Engine::run() {
+  worker_ = std::thread([this] { worker_main(); });
+  pthread_setname_np(worker_.native_handle(), "railwire");
+  if (options_.cpu >= 0) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(options_.cpu, &set);
+    if (pthread_setaffinity_np(worker_.native_handle(), sizeof set, &set) != 0) {
+      close(0);
+      throw NicError("cannot pin the worker to cpu " + std::to_string(options_.cpu) +
+                     ": no such core in this process's affinity mask (see taskset -p)");
+    }
+  }
+}
+
+void Engine::submit(std::shared_ptr<Operation> operation) {
+  Operation* raw = operation.get();
+  raw->queued_self = std::move(operation);
+  commands_.push(raw);
+  if (closed()) {  // nobody drives any more: it ends here and now
+    const auto lock = lock_driver();
+    take_commands();
+    return;
+  }
+  bool left_over = true, later = false;
+  if (!options_.spin && drive_.try_lock()) {
+    std::unique_lock lock(drive_, std::adopt_lock);
+    drive(true);
+    left_over = commands_.maybe_nonempty();
+    for (const auto& peer : peers_) {
+      left_over |= peer->any_ready();
+      for (const auto& link : peer->links) {
+        left_over |= !link->stash.empty();
+        later |= !link->want_flush.empty() || (link->link && link->link->outstanding() > 0 && link->nic->wait_fd() < 0);
+      }
+    }
+    if (finished_any_ && inline_asleep_.load()) inline_bell_.ring();
+    finished_any_ = false;
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (left_over || later) {
+    // What only has to be done some time soon is left to a worker that is parked: it comes back by itself.
+    const Rest rest = worker_rest_.load();
+    if (rest != Rest::kNone && (left_over || rest != Rest::kParked)) worker_bell_.ring();
+    if (inline_asleep_.load()) inline_bell_.ring();
+  }
+}
+
+namespace {
+// Carries a cancel() through the command queue.
+class StopCommand final : public Operation {
+ public:
+  StopCommand(std::weak_ptr<Engine> engine, std::shared_ptr<Operation> target)
+      : Operation(std::move(engine)), target_(std::move(target)) {}
+  void start(Engine& engine) override {
+    if (!target_->done()) target_->stop(engine);
+    target_.reset();
+  }
+  void stop(Engine&) override {}
+
+ private:
+  std::shared_ptr<Operation> target_;
+};
+}  // namespace
+
+void Engine::request_stop(std::shared_ptr<Operation> operation) {
+  submit(std::make_shared<StopCommand>(weak_from_this(), std::move(operation)));
+}
+
+bool Engine::take_commands() {
+  bool any = false;
+  while (auto* node = commands_.pop()) {
+    const auto operation = std::move(static_cast<Operation*>(node)->queued_self);
+    operation->start(*this);
+    any = true;
+  }
+  if (any_retired_.load(std::memory_order_acquire)) {
+    std::vector<Retired> retired;
+    {
+      std::lock_guard lock(retired_mutex_);
+      retired.swap(retired_);
+      any_retired_.store(false, std::memory_order_relaxed);
+    }
+    for (auto& region : retired) {
+      for (size_t i = 0; i < region.registrations.size(); ++i) nics_[i]->deregister(region.registrations[i]);
+      events().push({Event::kRelease, options_.event_tag, region.owner, {}});
+    }
+  }
+  return any;
+}
+
+bool Engine::drive(bool inline_submission) {
+  bool busy = take_commands();
+  if (!inline_submission) busy |= poll_nics();
+  for (size_t i = 0; i < peers_.size(); ++i) {
+    Peer& peer = *peers_[i];
+    busy |= pump(peer, inline_submission ? kInlineBytes : kDriveBytes);
+    if (peer.ack_due) send_due_records(peer, 0);
+  }
+  if (inline_submission) return busy;
+  for (const auto& watcher : watchers_) {
+    if (watcher->look()) {
+      watcher_activity_ns_ = now_ns();
+      events().push({Event::kWatcher, options_.event_tag, watcher->id, {}});
+      busy = true;
+    }
+  }
+  if ((++totals_.loops & 15) == 0 || !busy) {
+    const int64_t now = now_ns();
+    if (now >= next_look_) look_at_processes(now);
+    if (now >= next_tick_) tick(now);
+  }
+  return busy;
+}
+
+bool Engine::has_work() const {
+  if (!active_.empty() || counters_.pending() || !watchers_.empty() || !revokes_.empty()) return true;
+  return std::any_of(peers_.begin(), peers_.end(),
+                     [](const auto& peer) { return !peer->unacked.empty() || !peer->closers.empty(); });
+}
+
+int64_t Engine::next_deadline(int64_t now) const {
+  int64_t deadline = next_tick_;
+  for (const auto& peer : peers_) {
+    for (const auto& link : peer->links) {
+      if (!link->want_flush.empty() && !link->flushing) deadline = std::min(deadline, link->flush_due);
+    }
+  }
+  if (!watchers_.empty()) {
+    const bool fast = now - watcher_activity_ns_ < kWatcherFastFor;
+    deadline = std::min(deadline, now + (fast ? kWatcherFast : kWatcherSlow));
+  }
+  return deadline;
+}
+
+bool Engine::sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline) {
+  const int64_t now = now_ns();
+  const int64_t nap = std::clamp((now - idle_since) / kNapShare, kShortNap, kLongNap);
+  deadline = std::min(deadline, next_deadline(now));
+  Doorbell& bell = worker ? worker_bell_ : inline_bell_;
+  std::vector<pollfd> fds{{bell.fd(), POLLIN, 0}};
+  bool armed = true;
+  size_t armed_nics = 0;
+  for (; armed_nics < nics_.size() && armed; ++armed_nics) {
+    armed = nics_[armed_nics]->arm();
+    const int fd = nics_[armed_nics]->wait_fd();
+    if (fd >= 0) {
+      fds.push_back({fd, POLLIN, 0});
+    } else {
+      deadline = std::min(deadline, now + nap);
+    }
+  }
+  const size_t first_process = fds.size();
+  for (const auto& peer : peers_) {
+    if (peer->pid_fd >= 0 && !peer->death_seen) fds.push_back({peer->pid_fd, POLLIN, 0});
+  }
+  if (!armed) deadline = std::min(deadline, now + kShortNap);
+  if (worker) {
+    worker_rest_.store(Rest::kAsleep, std::memory_order_seq_cst);
+  } else {
+    inline_asleep_.store(true, std::memory_order_seq_cst);
+  }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const bool others_want = worker && (inline_waiters_.load() > 0 || stop_worker_.load());
+  if (!commands_.maybe_nonempty() && !others_want && !any_retired_.load() && deadline > now) {
+    ++totals_.sleeps;
+    lock.unlock();
+    sleep_on(fds, deadline - now);
+    lock.lock();
+  }
+  if (worker) {
+    worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
+  } else {
+    inline_asleep_.store(false, std::memory_order_relaxed);
+  }
+  if (fds[0].revents) bell.clear();
+  // Closing the engine while we slept has taken the NICs away.
+  for (size_t i = 0; i < std::min(armed_nics, nics_.size()); ++i) nics_[i]->disarm();
+  for (size_t i = first_process; i < fds.size(); ++i) {
+    if (fds[i].revents) next_look_ = 0;  // a peer's process has ended
+  }
+  return std::any_of(fds.begin(), fds.end(), [](const pollfd& fd) { return fd.revents != 0; });
+}
+
+// The worker leaves the field to threads that drive while they wait. It comes back when they have been gone for a
+// while, or when one of them rings because there is work that nobody waits for.
+void Engine::park() {
+  std::vector<pollfd> fds{{worker_bell_.fd(), POLLIN, 0}};
+  const int64_t quiet = now_ns() - last_inline_ns_.load(std::memory_order_relaxed);
+  const bool deep = quiet > 10 * kMillisecond;
+  hand_over();
+  worker_rest_.store(deep ? Rest::kParkedDeep : Rest::kParked, std::memory_order_seq_cst);
+  if (!deep || inline_waiters_.load(std::memory_order_seq_cst) > 0) {
+    sleep_on(fds, deep ? 5 * kMillisecond : kParkHold);
+  }
+  worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
+  if (fds[0].revents) {
+    worker_bell_.clear();
+    if (inline_waiters_.load(std::memory_order_seq_cst) == 0) last_inline_ns_.store(0, std::memory_order_relaxed);
+  }
+}
+
+void Engine::worker_main() {
+  int64_t last_busy = now_ns();
+  bool napping = false;  // the last sleep ended by itself
+  while (!stop_worker_.load(std::memory_order_acquire)) {
+    if (!options_.spin) {
+      const bool others = inline_waiters_.load(std::memory_order_seq_cst) > 0;
+      if (others || now_ns() - last_inline_ns_.load(std::memory_order_relaxed) < kParkHold) {
+        park();
+        last_busy = now_ns();
+        continue;
+      }
+    }
+    while (lock_waiters_.load(std::memory_order_relaxed) > 0 && !stop_worker_.load()) sched_yield();
+    std::unique_lock lock(drive_);
+    bool busy = false;
+    for (int i = 0; i < 16; ++i) {
+      busy |= drive(false);
+      if (napping || inline_waiters_.load(std::memory_order_relaxed) > 0) break;
+    }
+    napping = false;
+    if (finished_any_ && inline_asleep_.load()) inline_bell_.ring();
+    finished_any_ = false;
+    if (options_.spin) continue;
+    if (busy) {
+      last_busy = now_ns();
+    } else if (now_ns() - last_busy > kWorkerSpin) {
+      // Woken by a NIC, it spins again even if nothing has ended: a long write is coming in piece by piece.
+      napping = !sleep_as_driver(lock, true, last_busy, kNever);
+      if (!napping) last_busy = now_ns();
+    } else {
+      lock.unlock();
+      cpu_relax();
+    }
+  }
+}
+
+bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
+  const int64_t start = now_ns();
+  const int64_t deadline = timeout_ns > kNever - start ? kNever : start + timeout_ns;
+  if (options_.spin) {
+    while (!operation.done()) {
+      const int64_t now = now_ns();
+      if (now >= deadline) break;
+      if (now - start < kInlineSpin) {
+        for (int i = 0; i < 32; ++i) cpu_relax();
+      } else {
+        operation.sleep(std::min<int64_t>(deadline - now, 50 * kMillisecond));
+      }
+    }
+    return operation.done();
+  }
+  last_inline_ns_.store(start, std::memory_order_relaxed);
+  inline_waiters_.fetch_add(1, std::memory_order_seq_cst);
+  if (worker_rest_.load(std::memory_order_seq_cst) == Rest::kAsleep) worker_bell_.ring();  // it parks
+  bool more_to_do = false;
+  int64_t yielding_since = 0;
+  while (!operation.done()) {
+    int64_t now = now_ns();
+    if (now >= deadline) break;
+    if (!drive_.try_lock()) {
+      // The worker is about to park, or another waiter drives for us too.
+      if (yielding_since == 0) yielding_since = now;
+      if (now - yielding_since < kLockSpin) {
+        sched_yield();
+      } else {
+        sleep_as_waiter(operation, std::min(deadline - now, kHandOver));
+      }
+      continue;
+    }
+    yielding_since = 0;
+    std::unique_lock lock(drive_, std::adopt_lock);
+    ++totals_.inline_drives;
+    int64_t last_busy = now;
+    uint32_t idle_loops = 0;
+    bool napping = false;  // the last sleep ended by itself: look once, and sleep again
+    while (!operation.done()) {
+      if (drive(false)) {
+        idle_loops = 0;
+        napping = false;
+      } else {
+        cpu_relax();
+        if ((++idle_loops & 63) == 0 || napping) {
+          now = now_ns();
+          if (now >= deadline) break;
+          if (idle_loops == 64 && !napping) last_busy = now;
+          if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
+            lock.unlock();
+            sched_yield();
+            lock.lock();
+          } else if (now - last_busy > kInlineSpin) {
+            napping = !sleep_as_driver(lock, false, last_busy, deadline);
+            if (!napping) idle_loops = 0;
+          } else if (now - last_busy > 10 * kMicrosecond) {
+            sched_yield();  // the peer may need this core to answer
+          }
+        }
+      }
+    }
+    finished_any_ = false;
+    more_to_do = has_work() || closed();
+  }
+  last_inline_ns_.store(now_ns(), std::memory_order_relaxed);
+  if (inline_waiters_.fetch_sub(1, std::memory_order_seq_cst) > 1) hand_over();
+  // A worker that is parked comes back by itself when nobody has waited for a while; to ring it now would only make it
+  // fight for the core with a caller that is about to wait for the next operation.
+  const Rest rest = worker_rest_.load(std::memory_order_seq_cst);
+  if (rest == Rest::kParkedDeep || (more_to_do && rest == Rest::kAsleep)) worker_bell_.ring();
+  return operation.done();
+}
+
+void Engine::sleep_as_waiter(Operation& operation, int64_t timeout_ns) {
+  {
+    std::lock_guard lock(waiting_mutex_);
+    waiting_.push_back(&operation);
+  }
+  operation.sleep(timeout_ns);
+  std::lock_guard lock(waiting_mutex_);
+  waiting_.erase(std::find(waiting_.begin(), waiting_.end(), &operation));
+}
+
+// Whoever ceases to drive wakes one of those who count on it.
+void Engine::hand_over() {
+  std::lock_guard lock(waiting_mutex_);
+  if (!waiting_.empty()) waiting_.front()->nudge();
+}
+
+std::unique_lock<std::mutex> Engine::lock_driver() {
+  lock_waiters_.fetch_add(1, std::memory_order_relaxed);
+  std::unique_lock lock(drive_);
+  lock_waiters_.fetch_sub(1, std::memory_order_relaxed);
+  return lock;
+}
+
+}  // namespace railwire

@@ -1,0 +1,127 @@
+// Links: posting work requests, and taking them back.
+#include <algorithm>
+
+#include "nic/libfabric_internal.h"
+
+namespace railwire {
+
+std::unique_ptr<Link> LibfabricNic::create_link() { return std::make_unique<LibfabricLink>(*this); }
+
+LibfabricLink::LibfabricLink(LibfabricNic& nic)
+    : nic_(nic), slots_(std::make_unique<SlotPool<WrSlot>>(nic.info_.link_depth)) {
+  if (nic_.own_endpoint_) {
+    own_ = nic_.open_endpoint(nic_.link_fi_.get());
+    ep_ = own_.ep.get();
+    name_ = nic_.endpoint_name(ep_);
+  } else {
+    ep_ = nic_.control_.ep.get();
+    name_ = nic_.control_name_;
+  }
+  nic_.links_.push_back(this);
+}
+
+LibfabricLink::~LibfabricLink() {
+  close();
+  nic_.drop_held(this);
+  std::erase(nic_.links_, this);
+  if (in_provider_ == 0 && peer_ != 0) nic_.forget(peer_);
+  if (in_provider_ > 0) {
+    // Only where links share an endpoint, and only if the owner did not wait: the provider still writes there.
+    slots_->for_each_busy([](WrSlot& slot) { slot.link = nullptr; });
+    nic_.orphans_.push_back(std::move(slots_));
+  }
+}
+
+std::vector<std::byte> LibfabricLink::address() const { return nic_.pack(name_); }
+
+void LibfabricLink::connect(std::span<const std::byte> remote_address) {
+  if (closed_) throw NicError(nic_.prefix() + "the link is closed");
+  if (remote_ != FI_ADDR_UNSPEC) throw NicError(nic_.prefix() + "the link is connected already");
+  if (nic_.own_endpoint_) {
+    const EndpointAddress address = nic_.unpack(remote_address);
+    bell_ = nic_.bell_of(address.wakeup);
+    remote_ = nic_.insert(own_.av.get(), address);
+  } else {
+    peer_ = nic_.resolve(remote_address);
+    remote_ = reinterpret_cast<ControlPeer*>(peer_)->address;
+  }
+}
+
+// The plain calls are a little faster than fi_writemsg, which only a flush needs, for its flag.
+ssize_t LibfabricLink::post_one(const WorkRequest& wr, WrSlot* slot) {
+  if (wr.flags & WorkRequest::kFlush) [[unlikely]] {
+    const iovec local{wr.local, wr.length};
+    const fi_rma_iov remote{wr.remote, wr.length, wr.rkey};
+    void* desc = wr.local_key;
+    const fi_msg_rma message{&local, &desc, 1, remote_, &remote, 1, slot, wr.immediate};
+    const uint64_t immediate = wr.flags & WorkRequest::kImmediate ? FI_REMOTE_CQ_DATA : 0;
+    return fi_writemsg(ep_, &message, FI_COMPLETION | FI_DELIVERY_COMPLETE | immediate);
+  }
+  if (wr.flags & WorkRequest::kImmediate) {
+    return fi_writedata(ep_, wr.local, wr.length, wr.local_key, wr.immediate, remote_, wr.remote, wr.rkey, slot);
+  }
+  if (wr.flags & WorkRequest::kRead) {
+    return fi_read(ep_, wr.local, wr.length, wr.local_key, remote_, wr.remote, wr.rkey, slot);
+  }
+  return fi_write(ep_, wr.local, wr.length, wr.local_key, remote_, wr.remote, wr.rkey, slot);
+}
+
+size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
+  if (broken_ || remote_ == FI_ADDR_UNSPEC) return 0;
+  size_t taken = 0;
+  bool starved = false;
+  for (const WorkRequest& wr : batch) {
+    WrSlot* slot = slots_->take();
+    if (!slot) break;
+    slot->context = wr.context;
+    slot->link = this;
+    const ssize_t code = post_one(wr, slot);
+    if (code == 0) [[likely]] {
+      ++taken;
+      continue;
+    }
+    slots_->give_back(slot);
+    if (code != -FI_EAGAIN) {
+      // Its owner hears of it as of any other WR that failed. Nothing can be said of the link any more.
+      broken_ = true;
+      nic_.hold({.kind = Completion::kWorkRequest,
+                 .status = status_of_libfabric(static_cast<int>(-code)),
+                 .provider_error = static_cast<int32_t>(-code),
+                 .context = wr.context,
+                 .link = this});
+      in_provider_ += taken;
+      outstanding_ += taken;
+      return taken + 1;
+    }
+    starved = in_provider_ + taken == 0;
+    break;
+  }
+  in_provider_ += taken;
+  outstanding_ += taken;
+  if (starved) nic_.starved();
+  if (bell_ && (taken > 0 || starved)) nic_.ring(*bell_);
+  return taken;
+}
+
+void LibfabricLink::close() {
+  if (closed_) return;
+  closed_ = broken_ = true;
+  if (nic_.own_endpoint_) {
+    own_.ep.reset();
+    ep_ = nullptr;
+    // What ended before the endpoint did is in the queue; peers may be adding to it all the while.
+    nic_.drain(4 * nic_.cq_size_);
+    slots_->for_each_busy([&](WrSlot& slot) {
+      slots_->give_back(&slot);
+      --in_provider_;
+      --outstanding_;  // hold() counts it again
+      nic_.hold({.kind = Completion::kWorkRequest, .status = Status::kFlushed, .context = slot.context, .link = this});
+    });
+    own_.av.reset();
+  }
+  remote_ = FI_ADDR_UNSPEC;
+  bell_.reset();
+  if (nic_.wakeup_) nic_.refresh_bells();
+}
+
+}  // namespace railwire

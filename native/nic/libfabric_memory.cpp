@@ -1,0 +1,86 @@
+// Registering memory, in every combination of what providers demand (fi_mr(3), "mr_mode").
+#include "nic/libfabric_internal.h"
+
+namespace railwire {
+namespace {
+
+// Of 1.20. In fi_mr_attr a pointer to it takes the place of the iovec.
+struct DmabufRange {
+  int fd;
+  uint64_t offset;
+  size_t length;
+  void* base_address;
+};
+
+constexpr uint64_t kAccess = FI_SEND | FI_RECV | FI_READ | FI_WRITE | FI_REMOTE_READ | FI_REMOTE_WRITE;
+
+}  // namespace
+
+FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
+  const bool device_memory = memory.dmabuf_fd >= 0 || memory.device >= 0;
+  if (device_memory && !(fi_->caps & FI_HMEM)) {
+    throw NicError(prefix() + "cannot reach the memory of cuda:" + std::to_string(memory.device) +
+                   ": the provider of " + info_.provider +
+                   " has no FI_HMEM; use a NIC that has, or copy through host memory");
+  }
+  if (memory.dmabuf_fd >= 0 && FI_VERSION_LT(libfabric_api().version, FI_VERSION(1, 20))) {
+    throw NicError(prefix() + "registering a dma-buf needs libfabric 1.20 or newer; this is " +
+                   libfabric_api().version_text() + " (" + libfabric_api().path + ")");
+  }
+  iovec range{memory.address, memory.length};
+  DmabufRange dmabuf{memory.dmabuf_fd, memory.dmabuf_offset, memory.length, nullptr};
+  // For a dma-buf the address that peers name is base + offset.
+  dmabuf.base_address = static_cast<char*>(memory.address) - memory.dmabuf_offset;
+  Padded<fi_mr_attr> attr;
+  uint64_t flags = 0;
+  attr.value.mr_iov = &range;
+  if (memory.dmabuf_fd >= 0) {
+    attr.value.mr_iov = reinterpret_cast<const iovec*>(&dmabuf);
+    flags |= FI_MR_DMABUF;
+  }
+  attr.value.iov_count = 1;
+  attr.value.access = kAccess;
+  const size_t key_bytes = fi_->domain_attr->mr_key_size;
+  attr.value.requested_key = key_bytes >= 8 ? memory.key_hint : memory.key_hint & ((1ull << (8 * key_bytes)) - 1);
+  attr.value.iface = device_memory ? FI_HMEM_CUDA : FI_HMEM_SYSTEM;
+  if (device_memory) attr.value.device.cuda = std::max(memory.device, 0);
+
+  fid_mr* mr = nullptr;
+  const int code = fi_mr_regattr(domain_.get(), &attr.value, flags, &mr);
+  if (code != 0) {
+    const std::string what = "registering " + std::to_string(memory.length) + " bytes";
+    if (code == -FI_ENOMEM || code == -EPERM || code == -FI_EAGAIN) {
+      throw NicError(prefix() + what + ": " + libfabric_error(code) +
+                     "; the limit of locked memory may be too low (ulimit -l)");
+    }
+    check(code, what);
+  }
+  return FidOwner<fid_mr>(mr);
+}
+
+Registration LibfabricNic::register_memory(const MemorySpec& memory) {
+  FidOwner<fid_mr> mr = register_range(memory);
+  if (mr_mode_ & FI_MR_ENDPOINT) {
+    // Providers with this mode share one endpoint between all links here.
+    check(fi_mr_bind(mr.get(), &control_.ep->fid, 0), "binding memory to the endpoint");
+    check(fi_mr_enable(mr.get()), "enabling memory");
+  }
+  Registration registration;
+  registration.local = fi_mr_desc(mr.get());
+  registration.rkey = fi_mr_key(mr.get());
+  if (registration.rkey == FI_KEY_NOTAVAIL) {
+    throw NicError(prefix() + "the provider's keys are longer than 64 bits, which is not supported");
+  }
+  // shm does not check keys at all: whoever may write into our process by the rules of ptrace is trusted. Its keys
+  // only tell registrations apart.
+  registration.remote_base = mr_mode_ & FI_MR_VIRT_ADDR ? reinterpret_cast<uint64_t>(memory.address) : 0;
+  registration.handle = mr.release();
+  return registration;
+}
+
+void LibfabricNic::deregister(Registration& registration) {
+  if (registration.handle) fi_close(&static_cast<fid_mr*>(registration.handle)->fid);
+  registration = {};
+}
+
+}  // namespace railwire

@@ -1,0 +1,259 @@
+// Opening a libfabric NIC: asking for the provider, the domain, the queue and the endpoints.
+#include "nic/libfabric_nic.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+
+#include "nic/libfabric_internal.h"
+
+namespace railwire {
+namespace {
+
+constexpr uint32_t kDefaultDepth = 1024;
+constexpr uint64_t kLongestWrite = 1ull << 30;  // process_vm_writev, behind shm, ends just below 2 GiB
+
+// Of newer libraries' fi_endpoint.h and fi_ext.h.
+constexpr int kOptCudaApiPermitted = 10;                            // 1.18
+constexpr int kOptSharedMemoryPermitted = 11;                       // 1.19
+constexpr int kOptEfaUseUnsolicitedWriteRecv = -(0xefa << 16) + 8;  // 2.1
+constexpr uint32_t kCudaApiSince = FI_VERSION(1, 18);
+constexpr uint32_t kSharedMemorySince = FI_VERSION(1, 19);
+constexpr uint32_t kUnsolicitedSince = FI_VERSION(2, 0);
+
+bool is_efa(const LibfabricSpec& spec) { return spec.provider == "efa"; }
+
+// dma-buf needs the interface of 1.20; the others stay with the one that our headers describe.
+uint32_t interface_version(const LibfabricSpec& spec) {
+  const bool local = spec.kind == "tcp" || spec.kind == "shm";
+  return local ? FI_VERSION(1, 17) : std::min<uint32_t>(libfabric_api().version, FI_VERSION(1, 20));
+}
+
+void set_name(char*& field, const std::string& value) {
+  std::free(field);
+  field = value.empty() ? nullptr : strdup(value.c_str());
+}
+
+// From the kernel, in Mbit/s there; nonsense for virtual devices, which say -1 or nothing.
+double interface_gbps(const char* device) {
+  std::ifstream file("/sys/class/net/" + std::string(device ? device : "") + "/speed");
+  double mbps = 0;
+  return file >> mbps && mbps > 0 ? mbps / 1000 : 0;
+}
+
+std::string socket_text(const std::string& name) {
+  char text[INET6_ADDRSTRLEN] = "";
+  sockaddr_in6 v6{};
+  std::memcpy(&v6, name.data(), std::min(sizeof v6, name.size()));
+  if (v6.sin6_family == AF_INET6) {
+    inet_ntop(AF_INET6, &v6.sin6_addr, text, sizeof text);
+    return "[" + std::string(text) + "]:" + std::to_string(ntohs(v6.sin6_port));
+  }
+  sockaddr_in v4{};
+  std::memcpy(&v4, name.data(), std::min(sizeof v4, name.size()));
+  inet_ntop(AF_INET, &v4.sin_addr, text, sizeof text);
+  return std::string(text) + ":" + std::to_string(ntohs(v4.sin_port));
+}
+
+}  // namespace
+
+std::unique_ptr<Nic> make_libfabric_nic(const std::string& spec, const std::map<std::string, std::string>& options) {
+  return std::make_unique<LibfabricNic>(parse_libfabric_spec(spec, options));
+}
+
+LibfabricNic::LibfabricNic(LibfabricSpec spec) : spec_(std::move(spec)) {
+  own_endpoint_ = spec_.kind == "tcp" || spec_.kind == "shm";
+  fi_ = query(spec_.port);
+  link_fi_ = query("");
+  mr_mode_ = static_cast<uint64_t>(fi_->domain_attr->mr_mode);
+  recv_consumed_by_writes_ = (fi_->mode & FI_RX_CQ_DATA) != 0;
+  if (spec_.kind == "shm") wakeup_ = std::make_unique<HostWakeup>();
+  // In 1.17, fi_trywait crashes after an endpoint of ofi_rxm was closed.
+  naps_ = spec_.kind == "tcp" && FI_MAJOR(libfabric_api().version) < 2;
+  open_domain();
+  try {
+    control_ = open_endpoint(fi_.get());
+  } catch (const NicError& error) {
+    if (spec_.port.empty()) throw;
+    throw NicError(
+        prefix() + "cannot listen on " + spec_.host + " port " + spec_.port + " (" + error.what() +
+        "); another process, or another engine of this one, may use it: choose another port or leave it out");
+  }
+  control_name_ = endpoint_name(control_.ep.get());
+  fill_info();
+  open_messages();
+}
+
+LibfabricNic::~LibfabricNic() {
+  control_.ep.reset();  // before its address vector, which is busy until then
+  control_.av.reset();
+  arena_mr_.reset();
+  if (arena_) munmap(arena_, arena_bytes_);
+}
+
+InfoOwner LibfabricNic::query(const std::string& port) const {
+  const LibfabricApi& api = libfabric_api();
+  const bool tcp = spec_.kind == "tcp";
+  struct Attempt {
+    bool hmem, delivery_complete, deep;
+  };
+  std::vector<Attempt> attempts;
+  for (const bool hmem : {true, false}) {
+    if (hmem && own_endpoint_) continue;  // these copy through the CPU
+    for (const bool delivered : {true, false}) {
+      if (delivered && !is_efa(spec_)) continue;
+      for (const bool deep : {true, false}) attempts.push_back({hmem, delivered, deep});
+    }
+  }
+  int code = 0;
+  for (const Attempt& attempt : attempts) {
+    InfoOwner hints(api.dupinfo(nullptr));
+    if (!hints) throw NicError(prefix() + "out of memory");
+    hints->caps = FI_MSG | FI_RMA | (attempt.hmem ? FI_HMEM : 0);
+    hints->mode = FI_CONTEXT | FI_CONTEXT2 | (own_endpoint_ ? 0 : FI_RX_CQ_DATA);
+    hints->ep_attr->type = FI_EP_RDM;
+    hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT |
+                                  (attempt.hmem ? FI_MR_HMEM : 0);
+    hints->domain_attr->threading = FI_THREAD_DOMAIN;
+    // Without this 2.x offers automatic progress: a thread of its own that competes with ours.
+    hints->domain_attr->control_progress = FI_PROGRESS_MANUAL;
+    hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
+    hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
+    if (attempt.delivery_complete) hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
+    if (attempt.deep) hints->tx_attr->size = spec_.link_depth ? spec_.link_depth : kDefaultDepth;
+    set_name(hints->fabric_attr->prov_name, spec_.provider);
+    set_name(hints->fabric_attr->name, spec_.fabric);
+    set_name(hints->domain_attr->name, spec_.domain);
+    fi_info* found = nullptr;
+    code = api.getinfo(interface_version(spec_), tcp ? spec_.host.c_str() : nullptr,
+                       tcp && !port.empty() ? port.c_str() : nullptr, tcp ? FI_SOURCE : 0, hints.get(), &found);
+    if (code == 0) return InfoOwner(found);
+  }
+  const std::string asked =
+      tcp ? "no network interface with the address " + spec_.host + " was found"
+          : "the provider " + spec_.provider +
+                (spec_.domain.empty() ? " was not found" : " with the domain " + spec_.domain + " was not found");
+  throw NicError(prefix() + asked + " by libfabric " + api.version_text() + " (" + api.path +
+                 "): " + libfabric_error(code) +
+                 "; `railwire doctor` lists what is there, RAILWIRE_LIBFABRIC names another library");
+}
+
+void LibfabricNic::open_domain() {
+  fid_fabric* fabric = nullptr;
+  check(libfabric_api().fabric(fi_->fabric_attr, &fabric, nullptr), "opening the fabric");
+  fabric_.reset(fabric);
+  fid_domain* domain = nullptr;
+  check(fi_domain(fabric, fi_.get(), &domain, nullptr), "opening the domain");
+  domain_.reset(domain);
+  // Peers decide how many immediates arrive; with EFA's unsolicited receives only the queue's size holds them.
+  int code = 0;
+  for (const size_t size : {is_efa(spec_) ? 65536 : 16384, 4096, 0}) {
+    for (const fi_wait_obj wait : {FI_WAIT_FD, FI_WAIT_NONE}) {
+      if (wait == FI_WAIT_FD && spec_.kind == "shm") continue;  // it has none, and says so only when asked
+      fi_cq_attr attr{};
+      attr.size = size;
+      attr.format = FI_CQ_FORMAT_DATA;
+      attr.wait_obj = wait;
+      fid_cq* cq = nullptr;
+      code = fi_cq_open(domain, &attr, &cq, nullptr);
+      if (code != 0) continue;
+      cq_.reset(cq);
+      cq_size_ = size ? size : 4096;
+      int fd = -1;
+      if (wait == FI_WAIT_FD && fi_control(&cq->fid, FI_GETWAIT, &fd) == 0) cq_fd_ = fd;
+      return;
+    }
+  }
+  check(code, "opening a completion queue");
+}
+
+Endpoint LibfabricNic::open_endpoint(fi_info* info) {
+  Endpoint endpoint;
+  fi_av_attr av_attr{};
+  av_attr.type = FI_AV_TABLE;
+  fid_av* av = nullptr;
+  check(fi_av_open(domain_.get(), &av_attr, &av, nullptr), "opening an address vector");
+  endpoint.av.reset(av);
+  if (wakeup_) {
+    // Names of our own choice: unguessable, never used twice, and recognisable if we are killed.
+    const std::string name =
+        "fi_ns://" + HostWakeup::file_prefix(wakeup_->name()) + "-" + std::to_string(endpoints_made_++);
+    char* source = nullptr;
+    set_name(source, name);
+    std::free(info->src_addr);
+    info->src_addr = source;
+    info->src_addrlen = name.size() + 1;
+  }
+  fid_ep* ep = nullptr;
+  check(fi_endpoint(domain_.get(), info, &ep, nullptr), "creating an endpoint");
+  endpoint.ep.reset(ep);
+  if (is_efa(spec_)) set_endpoint_options(ep);
+  check(fi_ep_bind(ep, &cq_->fid, FI_TRANSMIT | FI_RECV), "binding an endpoint to the completion queue");
+  check(fi_ep_bind(ep, &av->fid, 0), "binding an endpoint to its address vector");
+  check(fi_enable(ep), "enabling an endpoint");
+  return endpoint;
+}
+
+// Each of these is a request: a library that does not know an option does without.
+void LibfabricNic::set_endpoint_options(fid_ep* ep) {
+  const uint32_t version = libfabric_api().version;
+  const bool off = false;
+  // Peers of this host are the shm NIC's; EFA's own detour through shared memory could not be fenced.
+  if (FI_VERSION_GE(version, kSharedMemorySince)) {
+    fi_setopt(&ep->fid, FI_OPT_ENDPOINT, kOptSharedMemoryPermitted, &off, sizeof off);
+  }
+  // A CUDA call on our thread can wait for a kernel that waits for us.
+  if (FI_VERSION_GE(version, kCudaApiSince)) {
+    fi_setopt(&ep->fid, FI_OPT_ENDPOINT, kOptCudaApiPermitted, &off, sizeof off);
+  }
+  if (FI_VERSION_GE(version, kUnsolicitedSince)) {
+    const bool on = spec_.unsolicited_write_recv;
+    fi_setopt(&ep->fid, FI_OPT_ENDPOINT, kOptEfaUseUnsolicitedWriteRecv, &on, sizeof on);
+  }
+}
+
+void LibfabricNic::fill_info() {
+  const LibfabricApi& api = libfabric_api();
+  info_.kind = spec_.kind;
+  if (spec_.kind == "tcp") {
+    info_.name = "tcp://" + socket_text(control_name_);
+    if (!spec_.port.empty() && !info_.name.ends_with(":" + spec_.port)) {
+      throw NicError(prefix() + "the provider listens on " + info_.name + " although port " + spec_.port +
+                     " was asked for; it is probably in use: choose another port or leave it out");
+    }
+  } else if (spec_.kind == "shm") {
+    info_.name = "shm";
+  } else if (spec_.text.starts_with("efa")) {
+    info_.name = std::string("efa:") + fi_->domain_attr->name;
+  } else {
+    info_.name = "libfabric:" + (spec_.fabric.empty() ? spec_.provider : spec_.fabric) + ":" + fi_->domain_attr->name;
+  }
+  info_.provider = "libfabric " + api.version_text() + " " + fi_->fabric_attr->prov_name;
+  info_.library = api.path;
+  info_.same_host_only = spec_.kind == "shm";
+  // SRD's completions come back from the destination; all others here complete when the bytes have left.
+  info_.completion_proves_landing = is_efa(spec_);
+  // shm's peers write into our memory by themselves. Where links share an endpoint, closing one closes nothing.
+  info_.closing_fences = spec_.kind == "tcp";
+  info_.max_write_bytes = std::min<uint64_t>(fi_->ep_attr->max_msg_size, kLongestWrite);
+  const uint32_t depth = spec_.link_depth ? spec_.link_depth : kDefaultDepth;
+  info_.link_depth = std::min<uint32_t>(depth, static_cast<uint32_t>(link_fi_->tx_attr->size));
+  info_.max_message_bytes = static_cast<uint32_t>(std::min<uint64_t>(fi_->ep_attr->max_msg_size, 65536));
+  if (fi_->nic && fi_->nic->link_attr && fi_->nic->link_attr->speed) {
+    info_.link_gbps = static_cast<double>(fi_->nic->link_attr->speed) / 1e9;
+  } else if (spec_.kind == "tcp") {
+    info_.link_gbps = interface_gbps(fi_->domain_attr->name);
+  }
+}
+
+std::vector<std::byte> LibfabricNic::address() const { return pack(control_name_); }
+
+std::string LibfabricNic::describe(int32_t provider_error) const {
+  return provider_error == 0 ? "no error" : libfabric_error(provider_error);
+}
+
+}  // namespace railwire

@@ -1,0 +1,18 @@
+// Which implementation a NIC's name belongs to.
+#include "nic/make_nic.h"
+
+#include "nic/libfabric_nic.h"
+#include "nic/simulated_nic.h"
+
+namespace railwire {
+
+std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::string, std::string>& options) {
+  const std::string kind = spec.substr(0, spec.find(':'));
+  if (kind == "sim") return make_simulated_nic(spec);
+  if (kind == "tcp" || kind == "shm" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
+  throw NicError("unknown NIC \"" + spec +
+                 "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, libfabric:PROVIDER[:DOMAIN] or sim://FABRIC/NAME "
+                 "(`railwire doctor` lists what this machine has)");
+}
+
+}  // namespace railwire

@@ -1,0 +1,165 @@
+// What the engine needs of a network card, and nothing more.
+//
+// A Nic is one network device (or a provider standing in for one). It knows nothing of striping, counters, transfers
+// or Python. Everything is called by one thread at a time (the engine's driver), so no implementation needs a lock of
+// its own for the engine's sake.
+//
+// A NIC has one *control endpoint*: small two-sided messages from and to anyone who knows its address. One-sided
+// traffic never uses it; it runs over *links*. A link is one half of a connection between one local and one remote NIC
+// (an RC queue pair, or a pair of libfabric endpoints). Links exist because closing a connection is the only way, on
+// most transports, to take work requests back and to keep a peer from writing any more.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace railwire {
+
+// Thrown by set-up calls (construction, registration, links). Posting and polling never throw: they return a status.
+class NicError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct NicInfo {
+  std::string name;      // as the user may name it again: "tcp://127.0.0.1:40123", "shm", "efa:rdmap0s6", "sim://f/a0"
+  std::string kind;      // NICs of one kind can talk: "tcp", "shm", "efa", "verbs", "sim"
+  std::string provider;  // "libfabric 2.5 tcp", "simulated"; for people
+  std::string library;   // path of the library behind it; empty if none
+  bool same_host_only = false;
+  // A write's completion proves that its bytes are visible at the destination. Where false, a WR with
+  // WorkRequest::kFlush proves it for everything posted before it on the same link.
+  bool completion_proves_landing = true;
+  // After Link::close() returns no byte of the remote half can land in local memory any more. False where the writer
+  // itself copies into our memory (shm with CMA): there the writer has to confirm, or be dead.
+  bool closing_fences = true;
+  uint64_t max_write_bytes = 0;    // the longest single WR
+  uint32_t link_depth = 0;         // WRs a link may have outstanding
+  uint32_t max_message_bytes = 0;  // the longest control message
+  double link_gbps = 0;            // 0: unknown
+};
+
+// What must be known to register memory. `dmabuf_fd` >= 0: device memory, described by a dma-buf.
+struct MemorySpec {
+  void* address = nullptr;
+  uint64_t length = 0;
+  int dmabuf_fd = -1;
+  uint64_t dmabuf_offset = 0;
+  int device = -1;        // CUDA ordinal; -1: host memory
+  uint64_t key_hint = 0;  // random; used as the rkey where the provider lets us choose
+};
+
+// One registration on one NIC. `local` goes into WorkRequest::local_key of this NIC, `remote_base` + offset and `rkey`
+// go to the peers.
+struct Registration {
+  void* handle = nullptr;
+  void* local = nullptr;
+  uint64_t rkey = 0;
+  uint64_t remote_base = 0;
+};
+
+struct WorkRequest {
+  enum Flags : uint32_t {
+    kWrite = 0,
+    kRead = 1,
+    kImmediate = 2,  // a write that carries `immediate`
+    kFlush = 4,      // a write whose completion proves that it, and all before it on the link, landed
+  };
+  void* local = nullptr;  // may be null if length is 0
+  void* local_key = nullptr;
+  uint64_t remote = 0;
+  uint64_t rkey = 0;
+  uint64_t length = 0;
+  uint32_t flags = kWrite;
+  uint32_t immediate = 0;
+  void* context = nullptr;  // comes back in Completion::context
+};
+
+enum class Status : uint8_t {
+  kOk = 0,
+  kFlushed,       // taken back unfinished: the link was closed or broke before the WR's end
+  kRemoteAccess,  // the peer refused: wrong key, out of range
+  kUnreachable,   // the connection is gone: refused, reset, timed out
+  kLocal,         // our own fault: a local key or length is wrong
+  kOther,
+};
+const char* to_string(Status status);
+
+class Link;
+
+struct Completion {
+  enum Kind : uint8_t {
+    kWorkRequest,  // a WR of Link::post came back: context, status, link
+    kSend,         // a message of Nic::send came back: context, status
+    kMessage,      // a control message arrived: data, valid until the next poll(); no status
+    kImmediate,    // a peer's write with immediate landed: immediate
+  };
+  Kind kind = kWorkRequest;
+  Status status = Status::kOk;
+  uint32_t immediate = 0;
+  int32_t provider_error = 0;  // errno-like, 0 if none; Nic::describe(provider_error) puts it into words
+  void* context = nullptr;
+  Link* link = nullptr;
+  std::span<const std::byte> data = {};
+};
+
+class Link {
+ public:
+  virtual ~Link() = default;  // closes first if the owner has not
+
+  // What the remote half must be given to connect(): opaque, at most 128 bytes.
+  virtual std::vector<std::byte> address() const = 0;
+  // Makes the link able to post to the remote half. Does not block. Throws NicError on a malformed address.
+  virtual void connect(std::span<const std::byte> remote_address) = 0;
+
+  // Posts a prefix of `batch`; returns how many were taken. Fewer than all: the link is full (poll, then post again),
+  // or it has broken (broken() is then true; what was taken comes back by poll()).
+  virtual size_t post(std::span<const WorkRequest> batch) = 0;
+  // WRs posted and not yet handed back by Nic::poll().
+  virtual size_t outstanding() const = 0;
+  virtual bool broken() const = 0;
+
+  // Ends the connection. All outstanding WRs have come back, or will by poll(), with Status::kFlushed unless they ended
+  // otherwise; none is in the provider's hands when close() returns. Idempotent. The Link must live until outstanding()
+  // is 0.
+  virtual void close() = 0;
+};
+
+class Nic {
+ public:
+  virtual ~Nic() = default;
+
+  virtual const NicInfo& info() const = 0;
+
+  // Of the control endpoint: opaque, at most 256 bytes.
+  virtual std::vector<std::byte> address() const = 0;
+  // Turns a peer's control address into a handle for send(). Throws NicError on a malformed address.
+  virtual uint64_t resolve(std::span<const std::byte> address) = 0;
+  virtual void forget(uint64_t peer) = 0;
+  // Sends a copy of `message` (at most max_message_bytes). False: no room now, poll and try again. The end comes as a
+  // kSend completion; a message to a dead peer may end late or never (it holds only the NIC's own memory).
+  virtual bool send(uint64_t peer, std::span<const std::byte> message, void* context) = 0;
+
+  virtual Registration register_memory(const MemorySpec& memory) = 0;
+  virtual void deregister(Registration& registration) = 0;
+
+  virtual std::unique_ptr<Link> create_link() = 0;
+
+  // Makes progress and fills `out`; returns how many. Message data stays valid until the next call.
+  virtual size_t poll(std::span<Completion> out) = 0;
+
+  // A descriptor that becomes readable when poll() has something to do after arm(); -1: there is none, and the caller
+  // has to nap. arm() returns false if it is not safe to sleep (poll again first). disarm() after waking.
+  virtual int wait_fd() const = 0;
+  virtual bool arm() = 0;
+  virtual void disarm() = 0;
+
+  virtual std::string describe(int32_t provider_error) const = 0;
+};
+
+}  // namespace railwire

@@ -1,0 +1,283 @@
+// The engine, its regions, peers and watchers.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "nic/make_nic.h"
+#include "python/bindings.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace railwire {
+namespace {
+
+std::vector<std::byte> to_vector(const nb::bytes& data) {
+  const auto* p = reinterpret_cast<const std::byte*>(data.c_str());
+  return {p, p + data.size()};
+}
+nb::bytes to_bytes(const std::vector<std::byte>& data) {
+  return nb::bytes(reinterpret_cast<const char*>(data.data()), data.size());
+}
+
+std::shared_ptr<Engine> make_engine(const std::vector<std::string>& nics, bool spin, int cpu, double liveness,
+                                    uint64_t tag, const std::map<std::string, std::string>& options) {
+  nb::gil_scoped_release release;
+  std::vector<std::unique_ptr<Nic>> made;
+  for (const auto& spec : nics) made.push_back(make_nic(spec, options));
+  EngineOptions engine_options{.spin = spin,
+                               .cpu = cpu,
+                               .liveness_ns = static_cast<int64_t>(liveness * 1e9),
+                               .event_tag = tag,
+                               .events = &dispatcher_events(),
+                               .handshakes = &handshake_events()};
+  auto engine = std::make_shared<Engine>(engine_options, std::move(made));
+  engine->run();
+  return engine;
+}
+
+nb::dict nic_info(const NicInfo& info) {
+  nb::dict d;
+  d["name"] = info.name;
+  d["kind"] = info.kind;
+  d["provider"] = info.provider;
+  d["library"] = info.library;
+  d["same_host_only"] = info.same_host_only;
+  d["completion_proves_landing"] = info.completion_proves_landing;
+  d["closing_fences"] = info.closing_fences;
+  d["max_write_bytes"] = info.max_write_bytes;
+  d["link_depth"] = info.link_depth;
+  d["max_message_bytes"] = info.max_message_bytes;
+  d["link_gbps"] = info.link_gbps;
+  return d;
+}
+
+nb::dict stats(EngineHandle& self) {
+  Engine::Stats s;
+  {
+    nb::gil_scoped_release release;
+    s = self.engine->stats();
+  }
+  nb::list nics;
+  for (const auto& nic : s.nics) {
+    nb::dict d;
+    d["bytes_written"] = nic.bytes_written;
+    d["bytes_read"] = nic.bytes_read;
+    d["work_requests"] = nic.work_requests;
+    d["completions"] = nic.completions;
+    d["errors"] = nic.errors;
+    d["immediates"] = nic.immediates;
+    d["messages"] = nic.messages;
+    nics.append(d);
+  }
+  nb::list peers;
+  for (const auto& [peer, counts] : s.peers) {
+    nb::dict d;
+    d["id"] = peer->id;
+    d["bytes_written"] = counts.bytes_written;
+    d["bytes_read"] = counts.bytes_read;
+    d["work_requests"] = counts.work_requests;
+    d["errors"] = counts.errors;
+    d["messages_sent"] = counts.messages_sent;
+    d["messages_received"] = counts.messages_received;
+    d["retransmissions"] = counts.retransmissions;
+    peers.append(d);
+  }
+  nb::dict out;
+  out["nics"] = nics;
+  out["peers"] = peers;
+  out["submitted"] = s.submitted;
+  out["done"] = s.done;
+  out["failed"] = s.failed;
+  out["cancelled"] = s.cancelled;
+  out["active"] = s.active;
+  out["units"] = s.units;
+  out["pending_expectations"] = s.pending_expectations;
+  out["bad_frames"] = s.bad_frames;
+  out["loops"] = s.loops;
+  out["sleeps"] = s.sleeps;
+  out["inline_drives"] = s.inline_drives;
+  out["regions"] = s.regions;
+  out["post_latency_ns"] = s.post_latency_ns;
+  return out;
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  nb::exception<NicError>(m, "NativeError", PyExc_RuntimeError);
+
+  nb::class_<Region>(m, "Region", "Memory registered on every NIC of an engine.")
+      .def_prop_ro("length", [](const Region& region) { return region.memory.length; })
+      .def_prop_ro("address", [](const Region& region) { return reinterpret_cast<uintptr_t>(region.memory.address); })
+      .def_prop_ro("closed", [](const Region& region) { return region.closed.load(); });
+
+  nb::class_<RemoteKeys>(m, "RemoteKeys", "A peer's region, by the peer's NIC index.")
+      .def(
+          "__init__",
+          [](RemoteKeys* self, uint64_t region_id, uint64_t length,
+             const std::vector<std::pair<uint64_t, uint64_t>>& keys) {
+            new (self) RemoteKeys{region_id, length, {}};
+            for (const auto& [base, rkey] : keys) self->keys.push_back({base, rkey});
+          },
+          "region_id"_a, "length"_a, "keys"_a);
+
+  nb::class_<Peer>(m, "Peer", "The other end of a connection.")
+      .def_ro("id", &Peer::id)
+      .def_ro("connection", &Peer::connection)
+      .def_ro("initiator", &Peer::initiator)
+      .def_ro("name", &Peer::name)
+      .def_prop_ro(
+          "state", [](const Peer& peer) { return static_cast<uint32_t>(peer.state.load()); },
+          "0 connecting, 1 connected, 2 closing, 3 closed, 4 lost");
+
+  nb::class_<Watcher>(m, "Watcher")
+      .def_ro("id", &Watcher::id)
+      .def_prop_ro("address", [](const Watcher& watcher) { return reinterpret_cast<uintptr_t>(watcher.word()); })
+      .def("take", &Watcher::take, "(old, new) since the last call.");
+
+  nb::class_<EngineHandle>(m, "Engine", "Owns NICs and everything that moves over them.")
+      .def(
+          "__init__",
+          [](EngineHandle* self, const std::vector<std::string>& nics, bool spin, int cpu, double liveness,
+             uint64_t tag, const std::map<std::string, std::string>& options) {
+            new (self) EngineHandle{make_engine(nics, spin, cpu, liveness, tag, options)};
+          },
+          "nics"_a, "spin"_a, "cpu"_a, "liveness"_a, "tag"_a, "options"_a)
+      .def("nic_infos",
+           [](EngineHandle& self) {
+             nb::list out;
+             for (const auto& nic : self.engine->nics()) out.append(nic_info(nic->info()));
+             return out;
+           })
+      .def("nic_addresses",
+           [](EngineHandle& self) {
+             nb::list out;
+             for (const auto& nic : self.engine->nics()) out.append(to_bytes(nic->address()));
+             return out;
+           })
+      .def(
+          "register",
+          [](EngineHandle& self, uintptr_t address, uint64_t length, int dmabuf_fd, uint64_t dmabuf_offset, int device,
+             uint64_t owner) {
+            nb::gil_scoped_release release;
+            return self.engine->register_memory({.address = reinterpret_cast<void*>(address),
+                                                 .length = length,
+                                                 .dmabuf_fd = dmabuf_fd,
+                                                 .dmabuf_offset = dmabuf_offset,
+                                                 .device = device},
+                                                owner);
+          },
+          "address"_a, "length"_a, "dmabuf_fd"_a, "dmabuf_offset"_a, "device"_a, "owner"_a,
+          "`owner` comes back in a 'release' event once nothing native uses the memory any more.")
+      .def(
+          "region_keys",
+          [](EngineHandle& self, const Region& region) {
+            uint64_t id;
+            std::vector<Registration> registrations;
+            {
+              nb::gil_scoped_release release;
+              registrations = self.engine->region_keys(region, &id);
+            }
+            std::vector<std::pair<uint64_t, uint64_t>> keys;
+            for (const auto& r : registrations) keys.emplace_back(r.remote_base, r.rkey);
+            return std::make_pair(id, keys);
+          },
+          "region"_a, "(region id, [(base, rkey) by NIC])")
+      .def(
+          "create_peer",
+          [](EngineHandle& self, uint64_t connection, bool initiator, std::string name,
+             const std::vector<std::tuple<uint32_t, uint32_t, nb::bytes>>& pairs) {
+            std::vector<LinkPlan> plan;
+            for (const auto& [local, remote, control] : pairs) plan.push_back({local, remote, to_vector(control)});
+            nb::gil_scoped_release release;
+            return self.engine->create_peer(connection, initiator, std::move(name), plan);
+          },
+          "connection"_a, "initiator"_a, "name"_a, "pairs"_a)
+      .def(
+          "link_halves",
+          [](EngineHandle& self, Peer& peer) {
+            std::vector<Engine::LinkHalf> halves;
+            {
+              nb::gil_scoped_release release;
+              halves = self.engine->link_halves(peer);
+            }
+            nb::list out;
+            for (const auto& half : halves) {
+              out.append(nb::make_tuple(to_bytes(half.address), half.pad_address, half.pad_rkey));
+            }
+            return out;
+          },
+          "peer"_a)
+      .def(
+          "activate_peer",
+          [](EngineHandle& self, Peer& peer, const std::vector<std::tuple<nb::bytes, uint64_t, uint64_t>>& remote,
+             int64_t pid, uint64_t pid_start_ticks) {
+            std::vector<Engine::LinkHalf> halves;
+            for (const auto& [address, pad, rkey] : remote) halves.push_back({to_vector(address), pad, rkey});
+            nb::gil_scoped_release release;
+            self.engine->activate_peer(peer, halves, pid, pid_start_ticks);
+          },
+          "peer"_a, "remote"_a, "pid"_a, "pid_start_ticks"_a)
+      .def(
+          "abandon_peer",
+          [](EngineHandle& self, Peer& peer, const std::string& why) {
+            nb::gil_scoped_release release;
+            self.engine->abandon_peer(peer, why);
+          },
+          "peer"_a, "why"_a)
+      .def(
+          "send_handshake",
+          [](EngineHandle& self, uint32_t nic, const nb::bytes& address, const nb::bytes& payload) {
+            if (nic >= self.engine->nics().size()) throw nb::index_error("no such NIC");
+            const auto to = to_vector(address), data = to_vector(payload);
+            nb::gil_scoped_release release;
+            return self.engine->send_handshake(nic, to, data);
+          },
+          "nic"_a, "address"_a, "payload"_a, "False: not taken, try again soon.")
+      .def(
+          "peer_failure",
+          [](EngineHandle& self, Peer& peer) {
+            Failure failure;
+            {
+              nb::gil_scoped_release release;
+              failure = self.engine->peer_failure(peer);
+            }
+            return std::make_tuple(std::string(to_string(failure.reason)), failure.peer, failure.nic, failure.message);
+          },
+          "peer"_a)
+      .def(
+          "watch", [](EngineHandle& self) { return self.engine->watch(); }, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "unwatch", [](EngineHandle& self, Watcher& watcher) { self.engine->unwatch(watcher); }, "watcher"_a,
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "counter_units", [](EngineHandle& self, uint32_t id) { return self.engine->counter_units(id); }, "id"_a,
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "reset_counter", [](EngineHandle& self, uint32_t id) { self.engine->reset_counter(id); }, "id"_a,
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "message_taken",
+          [](EngineHandle& self, Peer& peer, uint64_t bytes) { self.engine->message_taken(peer, bytes); }, "peer"_a,
+          "bytes"_a, nb::call_guard<nb::gil_scoped_release>(), "The user has taken so much of this peer's messages.")
+      .def("stats", &stats)
+      .def(
+          "close", [](EngineHandle& self, double seconds) { self.engine->close(static_cast<int64_t>(seconds * 1e9)); },
+          "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("closed", [](EngineHandle& self) { return self.engine->closed(); });
+}
+
+}  // namespace railwire

@@ -1,0 +1,64 @@
+// What can be asked of NICs and their libraries without an engine (for `railwire doctor`).
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "nic/libfabric_library.h"
+#include "python/bindings.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace railwire {
+namespace {
+
+nb::dict attempt_dict(const LibraryAttempt& attempt) {
+  nb::dict dict;
+  dict["path"] = attempt.path;
+  dict["found"] = attempt.found;
+  dict["error"] = attempt.error;
+  dict["version"] = attempt.version;
+  return dict;
+}
+
+nb::dict provider_dict(const ProviderFound& provider) {
+  nb::dict dict;
+  dict["name"] = provider.name;
+  dict["domain"] = provider.domain;
+  dict["fabric"] = provider.fabric;
+  dict["version"] = provider.version;
+  dict["kind"] = provider.kind;
+  return dict;
+}
+
+nb::dict probe_dict() {
+  LibfabricProbe probe;
+  {
+    nb::gil_scoped_release released;  // opening a library and asking its providers may take a second
+    probe = libfabric_probe();
+  }
+  nb::list attempts;
+  for (const LibraryAttempt& attempt : probe.attempts) attempts.append(attempt_dict(attempt));
+  nb::list providers;
+  for (const ProviderFound& provider : probe.providers) providers.append(provider_dict(provider));
+  nb::dict dict;
+  dict["attempts"] = attempts;
+  dict["library"] = probe.library;
+  dict["version"] = probe.version;
+  dict["providers"] = providers;
+  dict["error"] = probe.error;
+  return dict;
+}
+
+}  // namespace
+
+void bind_nics(nb::module_& m) {
+  m.def("set_libfabric_search", &set_libfabric_search, "paths"_a,
+        "Where to look for libfabric, best first; has no effect once it has been opened.");
+  m.def("libfabric_probe", &probe_dict,
+        "Opens libfabric if that has not happened yet and says what was tried and found, as a dict: attempts (path, "
+        "found, error, version), library, version, providers (name, domain, fabric, version, kind), error. Never "
+        "raises for what the machine lacks.");
+}
+
+}  // namespace railwire
