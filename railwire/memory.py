@@ -1,0 +1,373 @@
+"""Registered memory, descriptors of the peers' memory, and page lists."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from railwire import _native, cuda, wire
+from railwire.errors import ClosedError
+from railwire.transfer import Fence
+
+if TYPE_CHECKING:
+    from railwire.engine import TransferEngine
+
+HUGE_PAGE = 2 << 20
+
+
+def resolve_slice(key: object, nbytes: int) -> tuple[int, int]:
+    """(start, length) of ``[a:b]`` in something of ``nbytes`` bytes. Unlike Python's own, it never clips.
+
+    Raises:
+        TypeError: not a slice with step 1.
+        IndexError: out of range.
+    """
+    if not isinstance(key, slice) or key.step not in (None, 1):
+        raise TypeError("regions are sliced as region[a:b], in bytes")
+    start = 0 if key.start is None else int(key.start)
+    stop = nbytes if key.stop is None else int(key.stop)
+    if start < 0:
+        start += nbytes
+    if stop < 0:
+        stop += nbytes
+    if not 0 <= start <= stop <= nbytes:
+        raise IndexError(f"[{key.start}:{key.stop}] lies outside a region of {nbytes} bytes")
+    return start, stop - start
+
+
+class Buffer:
+    """Where a buffer lies: address, length, device. Understands everything that ``register()`` takes."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.owner: object = buffer
+        self.device = -1
+        self.array: npt.NDArray[np.uint8] | None = None
+        if isinstance(buffer, tuple):
+            if len(buffer) != 2 or not all(isinstance(value, int) and value >= 0 for value in buffer):
+                raise TypeError("raw memory is given as (address, nbytes)")
+            self.address, self.nbytes = buffer
+        elif hasattr(buffer, "data_ptr") and hasattr(buffer, "untyped_storage"):
+            self._take_tensor(buffer)
+        else:
+            self._take_array(buffer)
+
+    def _take_tensor(self, tensor: Any) -> None:
+        if not tensor.is_contiguous():
+            raise ValueError("the tensor is not contiguous: register its storage, or tensor.contiguous()")
+        self.address = int(tensor.data_ptr())
+        self.nbytes = int(tensor.numel() * tensor.element_size())
+        if tensor.device.type == "cuda":
+            self.device = int(tensor.device.index or 0)
+        elif tensor.device.type != "cpu":
+            raise ValueError(f"memory of device {tensor.device} cannot be registered")
+        elif self.nbytes:
+            import torch  # numpy has no bfloat16: the bytes are what counts
+
+            self.array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
+    def _take_array(self, buffer: Any) -> None:
+        if isinstance(buffer, np.ndarray):
+            array = buffer
+        else:
+            try:
+                array = np.frombuffer(memoryview(buffer).cast("B"), dtype=np.uint8)
+            except TypeError:
+                if not hasattr(buffer, "__dlpack__"):
+                    raise TypeError(
+                        f"cannot register a {type(buffer).__name__}: give a numpy array, a torch tensor, anything with "
+                        "the buffer protocol or DLPack, or (address, nbytes)"
+                    ) from None
+                array = np.from_dlpack(buffer)
+        if not array.flags.c_contiguous:
+            raise ValueError("the array is not C-contiguous: register its base, or np.ascontiguousarray()")
+        if not array.flags.writeable:
+            raise ValueError("the buffer is read-only; registered memory must be writable")
+        self.array = array.reshape(-1).view(np.uint8)
+        self.address = int(array.ctypes.data)
+        self.nbytes = int(array.nbytes)
+
+
+class RegionSlice:
+    """Some bytes of a local region: what a transfer reads from, or a read fills."""
+
+    __slots__ = ("region", "start", "nbytes")
+
+    def __init__(self, region: MemoryRegion, start: int, nbytes: int) -> None:
+        self.region = region
+        self.start = start
+        self.nbytes = nbytes
+
+    def __getitem__(self, key: slice) -> RegionSlice:
+        start, nbytes = resolve_slice(key, self.nbytes)
+        return RegionSlice(self.region, self.start + start, nbytes)
+
+    @property
+    def descriptor(self) -> RemoteRegion:
+        """What a peer needs to write to, or read from, just these bytes."""
+        return self.region.descriptor[self.start : self.start + self.nbytes]
+
+
+class MemoryRegion:
+    """Memory registered with all NICs of an engine; keeps its owner alive. Made by ``register()``/``allocate()``.
+
+    ``region[a:b]`` is a slice in bytes. Dropping the last reference deregisters it once no transfer uses it;
+    peers that still write then get an error. Use :meth:`revoke` or :meth:`close` to be sure that nobody does.
+    """
+
+    def __init__(self, engine: TransferEngine, native: _native.Region, buffer: Buffer) -> None:
+        self._engine = engine
+        self._native = native
+        self._buffer = buffer
+        self._closed = False
+        self._descriptor: RemoteRegion | None = None
+
+    @property
+    def address(self) -> int:
+        return self._native.address
+
+    @property
+    def nbytes(self) -> int:
+        return self._native.length
+
+    @property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The memory as uint8 (host memory that came as an array or tensor; ``ValueError`` otherwise)."""
+        if self._buffer.array is None:
+            raise ValueError("this region was registered by address, or is not in host memory: use what you registered")
+        return self._buffer.array
+
+    @property
+    def start(self) -> int:
+        return 0
+
+    @property
+    def region(self) -> MemoryRegion:
+        return self
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, key: slice) -> RegionSlice:
+        start, nbytes = resolve_slice(key, self.nbytes)
+        return RegionSlice(self, start, nbytes)
+
+    @property
+    def descriptor(self) -> RemoteRegion:
+        """What peers need to write here. Changes with each :meth:`revoke`. ``ClosedError`` once closed."""
+        self.check_open()
+        if self._descriptor is None:
+            region_id, keys = self._engine._native.region_keys(self._native)
+            self._descriptor = RemoteRegion(
+                wire.Descriptor(
+                    wire.VERSION,
+                    self._engine.incarnation,
+                    region_id,
+                    self.nbytes,
+                    0,
+                    self.nbytes,
+                    tuple((base, rkey) for base, rkey in keys),
+                )
+            )
+        return self._descriptor
+
+    def check_open(self) -> None:
+        """Raises ClosedError unless the region can be used."""
+        if self._closed or self._native.closed:
+            raise ClosedError("the region is closed")
+
+    def revoke(self, timeout: float | None = None) -> None:
+        """Withdraws all descriptors given out; returns only when no peer can write to this memory any more.
+
+        The pages may then be reused, and :attr:`descriptor` is a new one. Peers that do not confirm within
+        ``timeout`` seconds (default: the liveness time) are cut off.
+
+        Raises:
+            FenceError: such a peer writes by itself (shm) and its process may still run; the region is then closed.
+        """
+        self.revoke_async(timeout).wait()
+
+    def revoke_async(self, timeout: float | None = None) -> Fence:
+        """As :meth:`revoke`, to be awaited."""
+        self.check_open()
+        self._descriptor = None
+        seconds = self._engine.liveness if timeout is None else timeout
+        return Fence(self._engine, _native.revoke(self._engine._native, self._native, True, seconds))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Fences the region as :meth:`revoke` does, and deregisters it. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._descriptor = None
+        if not self._engine.closed:
+            seconds = self._engine.liveness if timeout is None else timeout
+            Fence(self._engine, _native.revoke(self._engine._native, self._native, False, seconds)).wait()
+
+    def __enter__(self) -> MemoryRegion:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<MemoryRegion {self.nbytes} bytes at {self.address:#x}{' closed' if self._closed else ''}>"
+
+
+class RemoteRegion:
+    """A peer's region, or a slice of one: ``bytes()`` on one side, :meth:`from_bytes` on the other."""
+
+    __slots__ = ("_message", "_keys")
+
+    def __init__(self, message: wire.Descriptor, keys: _native.RemoteKeys | None = None) -> None:
+        self._message = message
+        self._keys = keys
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RemoteRegion:
+        """Raises DescriptorError if the bytes are no descriptor."""
+        return cls(wire.decode_descriptor(bytes(data)))
+
+    def __bytes__(self) -> bytes:
+        return wire.encode(self._message)
+
+    @property
+    def nbytes(self) -> int:
+        return self._message.nbytes
+
+    @property
+    def start(self) -> int:
+        """Where the slice begins in its region, in bytes."""
+        return self._message.start
+
+    @property
+    def incarnation(self) -> bytes:
+        """Of the engine that owns the memory."""
+        return self._message.incarnation
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, key: slice) -> RemoteRegion:
+        start, nbytes = resolve_slice(key, self.nbytes)
+        m = self._message
+        return RemoteRegion(
+            wire.Descriptor(m.version, m.incarnation, m.region, m.region_nbytes, m.start + start, nbytes, m.keys),
+            self.keys,
+        )
+
+    @property
+    def keys(self) -> _native.RemoteKeys:
+        """The native form, made once."""
+        if self._keys is None:
+            m = self._message
+            self._keys = _native.RemoteKeys(m.region, m.region_nbytes, list(m.keys))
+        return self._keys
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteRegion) and self._message == other._message
+
+    def __hash__(self) -> int:
+        return hash((self._message.region, self._message.start, self._message.nbytes))
+
+    def __repr__(self) -> str:
+        return f"<RemoteRegion {self.nbytes} bytes of engine {self.incarnation.hex()[:8]}>"
+
+
+class Pages:
+    """A page list: page ``i`` begins at ``offset + indices[i] * stride`` bytes of the region.
+
+    Args:
+        indices: integers, a 1-D numpy or torch (CPU) array, or any sequence of ints.
+        stride: bytes from one page index to the next.
+        offset: bytes before page 0.
+        runs: ``(count, run_stride)`` where the slice of a page is not contiguous: it then consists of ``count`` runs
+            of ``page_bytes // count`` bytes, run ``r`` beginning ``r * run_stride`` bytes after the page's begin.
+
+    Raises:
+        TypeError: indices that are no integers.
+        ValueError: a negative stride, offset or run, or indices of more than one dimension.
+    """
+
+    __slots__ = ("indices", "stride", "offset", "runs")
+
+    def __init__(self, indices: Any, stride: int, offset: int = 0, runs: tuple[int, int] | None = None) -> None:
+        if not isinstance(indices, np.ndarray):
+            indices = indices.numpy() if hasattr(indices, "numpy") else np.asarray(indices)
+        if indices.size == 0 and indices.dtype.kind == "f":
+            indices = indices.astype(np.int64)  # what numpy makes of []
+        if indices.dtype.kind not in "iu":
+            raise TypeError(f"page indices must be integers, not {indices.dtype}")
+        if indices.ndim != 1:
+            raise ValueError(f"page indices must have one dimension, not {indices.ndim}")
+        if indices.dtype.itemsize < 4 or not indices.dtype.isnative:
+            indices = indices.astype(np.int64)
+        run_count, run_stride = (1, 0) if runs is None else runs
+        if stride < 0 or offset < 0 or run_count < 1 or run_stride < 0:
+            raise ValueError("stride, offset and runs must not be negative")
+        self.indices: npt.NDArray[Any] = indices
+        self.stride = int(stride)
+        self.offset = int(offset)
+        self.runs = (int(run_count), int(run_stride))
+
+    def __len__(self) -> int:
+        return int(self.indices.shape[0])
+
+    def layout(self, start: int) -> tuple[int, int, int, int]:
+        """(offset, stride, runs, run stride) from the begin of a region whose slice starts at ``start``."""
+        return (start + self.offset, self.stride, *self.runs)
+
+
+class ScatterTarget:
+    """One target of a scatter: bytes ``[src_offset, src_offset + dst.nbytes)`` of the source go to ``dst``."""
+
+    __slots__ = ("src_offset", "dst")
+
+    def __init__(self, src_offset: int, dst: RemoteRegion) -> None:
+        self.src_offset = src_offset
+        self.dst = dst
+
+
+def allocate_huge(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Zeroed, prefaulted memory that begins on a huge page and uses huge pages where the kernel grants them."""
+    if nbytes < 0:
+        raise ValueError("nbytes must not be negative")
+    area = mmap.mmap(-1, max(nbytes, 1) + HUGE_PAGE)
+    whole = np.frombuffer(area, dtype=np.uint8)
+    skip = -int(whole.ctypes.data) % HUGE_PAGE
+    try:
+        area.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError):
+        pass  # a kernel without transparent huge pages: ordinary pages do as well, more slowly
+    memory = whole[skip : skip + nbytes]
+    memory[::4096] = 0  # fault every page in now, not during the first transfer
+    return memory
+
+
+def register(engine: TransferEngine, buffer: Any) -> MemoryRegion:
+    """Implements ``engine.register``."""
+    from railwire.dispatcher import dispatcher
+
+    where = Buffer(buffer)
+    if where.nbytes == 0:
+        raise ValueError("an empty buffer cannot be registered")
+    dmabuf_fd, dmabuf_offset = -1, 0
+    if where.device >= 0:
+        dmabuf_fd, dmabuf_offset = cuda.export_dmabuf(where.address, where.nbytes)
+    owner = dispatcher.keep(where.owner)
+    try:
+        native = engine._native.register(where.address, where.nbytes, dmabuf_fd, dmabuf_offset, where.device, owner)
+    except BaseException:
+        dispatcher.drop(owner)
+        raise
+    finally:
+        if dmabuf_fd >= 0:
+            cuda.close_dmabuf(dmabuf_fd)
+    return MemoryRegion(engine, native, where)
+
+
+Source = MemoryRegion | RegionSlice
+Targets = Sequence[ScatterTarget]

@@ -1,0 +1,187 @@
+"""Addresses and peers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from railwire import _native, wire
+from railwire.dispatcher import dispatcher
+from railwire.errors import PeerLostError
+from railwire.transfer import Fence, resolve
+
+if TYPE_CHECKING:
+    from railwire.engine import TransferEngine
+
+_STATES = ("connecting", "connected", "closing", "closed", "lost")
+
+
+class EngineAddress:
+    """Where an engine can be reached: opaque, carried to others any way you like.
+
+    ``bytes(address)`` and :meth:`from_bytes` are the two ends of that way.
+    """
+
+    def __init__(self, message: wire.Address) -> None:
+        self._message = message
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> EngineAddress:
+        """Raises DescriptorError if the bytes are no address."""
+        return cls(wire.decode_address(bytes(data)))
+
+    def __bytes__(self) -> bytes:
+        return wire.encode(self._message)
+
+    @property
+    def incarnation(self) -> bytes:
+        """16 random bytes of this life of the engine: a restarted process has another."""
+        return self._message.incarnation
+
+    @property
+    def name(self) -> str:
+        return self._message.name
+
+    @property
+    def nics(self) -> tuple[str, ...]:
+        """Names of the NICs, in their order."""
+        return tuple(nic.name for nic in self._message.nics)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EngineAddress) and self._message == other._message
+
+    def __hash__(self) -> int:
+        return hash(self._message.incarnation)
+
+    def __repr__(self) -> str:
+        return f"<EngineAddress {self.name} {self.incarnation.hex()[:8]} {', '.join(self.nics)}>"
+
+
+class PeerLoss:
+    """Awaitable end of a peer: ``await peer.lost`` or ``peer.lost.wait(timeout)`` returns why."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[str], object]] = []
+        self._reason = ""
+
+    def done(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Blocks until the peer is lost or closed; returns the reason. ``TimeoutError`` if it is still there."""
+        if not self._event.wait(timeout):
+            raise TimeoutError(f"the peer is still there after {timeout} s")
+        return self._reason
+
+    def add_done_callback(self, callback: Callable[[str], object]) -> None:
+        """Calls ``callback(reason)`` on the dispatcher when the peer is lost or closed."""
+        with self._lock:
+            if not self._event.is_set():
+                self._callbacks.append(callback)
+                return
+        dispatcher.soon(lambda: dispatcher.call(callback, self._reason))
+
+    def __await__(self) -> Generator[Any, None, str]:
+        if not self._event.is_set():
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+
+            def wake(_: str) -> None:
+                try:
+                    loop.call_soon_threadsafe(resolve, waiter)
+                except RuntimeError:
+                    pass  # the loop has been closed
+
+            self.add_done_callback(wake)
+            yield from waiter
+        return self._reason
+
+    def _set(self, reason: str) -> None:
+        with self._lock:
+            if self._event.is_set():
+                return
+            self._reason = reason
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            dispatcher.call(callback, reason)
+
+
+class Peer:
+    """Another engine that this one is connected to. Made by ``engine.connect()``, or by the other side's connect."""
+
+    def __init__(
+        self, engine: TransferEngine, native: _native.Peer, address: wire.Address, nics: Sequence[str], initiator: bool
+    ) -> None:
+        self._engine = engine
+        self._native = native
+        self._address = address
+        self.nics = tuple(nics)
+        """Names of our NICs that the links to this peer use, one per link."""
+        self.initiated = initiator
+        """True if we called connect(), False if the peer did."""
+        self.lost = PeerLoss()
+
+    @property
+    def id(self) -> int:
+        """Number of this peer in this engine; never reused."""
+        return self._native.id
+
+    @property
+    def name(self) -> str:
+        return self._address.name
+
+    @property
+    def incarnation(self) -> bytes:
+        return self._address.incarnation
+
+    @property
+    def address(self) -> EngineAddress:
+        return EngineAddress(self._address)
+
+    @property
+    def state(self) -> str:
+        """``connecting``, ``connected``, ``closing``, ``closed`` or ``lost``."""
+        return _STATES[self._native.state]
+
+    def close(self, timeout: float | None = None) -> None:
+        """Ends the connection; returns only when this peer can no longer write into our memory.
+
+        Transfers to and from it end. A peer that does not confirm within ``timeout`` seconds (default: the liveness
+        time) is cut off.
+
+        Raises:
+            FenceError: it did not confirm, its process may still run, and it writes by itself (shm).
+        """
+        self.close_async(timeout).wait()
+
+    def close_async(self, timeout: float | None = None) -> Fence:
+        """As :meth:`close`, to be awaited."""
+        seconds = self._engine.liveness if timeout is None else timeout
+        return Fence(self._engine, _native.close_peer(self._engine._native, self._native, seconds))
+
+    def check(self) -> None:
+        """Raises PeerLostError unless the peer is connected."""
+        if self.state != "connected":
+            reason = self.lost._reason or f"peer {self.name} is {self.state}"
+            raise PeerLostError(reason, peer=self.name, reason="peer_lost")
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.name} {self.incarnation.hex()[:8]} {self.state} via {', '.join(self.nics)}>"
+
+
+class PeerGroup:
+    """Peers that are addressed together, for scatter() and barrier(). Made by ``engine.peer_group()``."""
+
+    def __init__(self, engine: TransferEngine, peers: Sequence[Peer]) -> None:
+        self._engine = engine
+        self.peers = tuple(peers)
+        self._natives = [peer._native for peer in self.peers]
+        self._index = {peer.incarnation: i for i, peer in enumerate(self.peers)}
+
+    def __len__(self) -> int:
+        return len(self.peers)

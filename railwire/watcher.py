@@ -1,0 +1,57 @@
+"""Watchers: a word of memory that a GPU kernel (or anyone) increments, and a callback for when it has."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from railwire import _native
+from railwire.dispatcher import dispatcher
+
+if TYPE_CHECKING:
+    from railwire.engine import TransferEngine
+
+
+class Watcher:
+    """Made by ``engine.watch(callback)``."""
+
+    def __init__(self, engine: TransferEngine, native: _native.Watcher, callback: Callable[[int, int], object]) -> None:
+        self._engine = engine
+        self._native = native
+        self._callback = callback
+        self._closed = False
+
+    @property
+    def id(self) -> int:
+        return self._native.id
+
+    @property
+    def address(self) -> int:
+        """Where the word lies in this process; it has a page of memory to itself."""
+        return self._native.address
+
+    @property
+    def word(self) -> npt.NDArray[np.uint64]:
+        """The word as a numpy array of one uint64. Only one thread (or kernel) should write to it."""
+        # The array holds the native object, which owns the page.
+        page = (ctypes.c_uint64 * 1).from_address(self.address)
+        page._railwire_owner = self._native  # type: ignore[attr-defined]
+        word: npt.NDArray[np.uint64] = np.frombuffer(memoryview(page), dtype=np.uint64)
+        return word
+
+    def close(self) -> None:
+        """No callback begins after this returns, but for one that is running."""
+        self._closed = True
+        with self._engine._lock:
+            self._engine._watchers.pop(self.id, None)
+        if not self._engine.closed:
+            self._engine._native.unwatch(self._native)
+
+    def _moved(self) -> None:
+        old, new = self._native.take()
+        if old != new and not self._closed:
+            dispatcher.call(self._callback, old, new)
