@@ -1,0 +1,106 @@
+"""Who is measured, over which NICs, and how their processes are started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from railwire.bench.process import PACKAGE, Launch
+
+RAW_TOOL = "_raw_libfabric.so"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the user chose, and what Railwire's own processes have told about the NIC."""
+
+    peer_python: str = sys.executable
+    progress: str = "adaptive"
+    receivers: int = 1  # engines in a target process; each owns a share of the buffer
+    library: str = ""  # libfabric that Railwire uses
+    link_depth: int = 0  # work requests that Railwire keeps in flight
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine. `launch` gives None for a NIC it has nothing for."""
+
+    name: str
+    launch: Callable[[str, Setting], Launch | None]
+    missing: str
+    ops: tuple[str, ...] = ("write", "pages", "read", "pingpong")
+
+
+def _kind(nic: str) -> str:
+    return nic.partition(":")[0]
+
+
+def _railwire(nic: str, setting: Setting) -> Launch | None:
+    options = {"progress": setting.progress, "receivers": str(setting.receivers)}
+    if _kind(nic) == "sim":
+        options["receivers"] = "1"  # a simulated NIC's name is one engine's
+        return Launch("railwire.bench.solo_runner", isolated=False, solo=True, options=options)
+    return Launch("railwire.bench.railwire_runner", isolated=False, options=options)
+
+
+def raw_tool() -> Path | None:
+    """The bare loop that was built with the package; RAILWIRE_RAW_LOOP names another."""
+    explicit = os.environ.get("RAILWIRE_RAW_LOOP")
+    if explicit:
+        return Path(explicit)
+    directories = [PACKAGE]
+    native = sys.modules.get("railwire._native")
+    if native is not None and native.__file__:
+        directories.append(Path(native.__file__).parent)  # an editable install keeps what was built elsewhere
+    for directory in directories:
+        if (directory / "bench" / RAW_TOOL).exists():
+            return directory / "bench" / RAW_TOOL
+    return None
+
+
+def _raw(nic: str, setting: Setting) -> Launch | None:
+    if _kind(nic) not in ("tcp", "shm", "efa", "libfabric"):
+        return None
+    tool = raw_tool()
+    options = {
+        "tool": str(tool) if tool else "",
+        "libfabric": setting.library or os.environ.get("RAILWIRE_LIBFABRIC", "libfabric.so.1"),
+        "wr_window": str(setting.link_depth),
+    }
+    return Launch("railwire.bench.raw_runner", options=options)
+
+
+def _nixl(nic: str, setting: Setting) -> Launch | None:
+    # UCX insists on a transport with failure handling beside shared memory; the data still goes by CMA.
+    transports = {"tcp": "tcp", "shm": "shm,tcp"}.get(_kind(nic))
+    if transports is None:
+        return None
+    env = {"UCX_TLS": transports, "NIXL_LOG_LEVEL": "WARN"}
+    return Launch("railwire.bench.nixl_runner", python=setting.peer_python, env=env)
+
+
+def _mooncake(nic: str, setting: Setting) -> Launch | None:
+    if _kind(nic) != "tcp":
+        return None
+    env = {"MC_FORCE_TCP": "1", "GLOG_minloglevel": "2"}
+    return Launch("railwire.bench.mooncake_runner", python=setting.peer_python, env=env)
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender(
+            "railwire",
+            _railwire,
+            "railwire cannot be imported",
+            ops=("write", "pages", "scatter", "read", "send", "pingpong"),
+        ),
+        Contender("raw", _raw, "this build of railwire has no bare libfabric loop (libfabric's headers were missing)"),
+        Contender("nixl", _nixl, "not installed: pip install --no-deps nixl nixl-cu12"),
+        Contender("mooncake", _mooncake, "not installed: pip install mooncake-transfer-engine-non-cuda"),
+    )
+}

@@ -1,0 +1,190 @@
+"""`railwire bench`: how fast, here, next to whom."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from railwire.bench import scenarios
+from railwire.bench.work import OPS, PATTERNS
+
+if TYPE_CHECKING:
+    from railwire.bench.measure import Result
+
+app = typer.Typer(no_args_is_help=True, help="Measure transfers on this machine.")
+
+
+def _names(text: str, allowed: tuple[str, ...], option: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in allowed:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(allowed)}", param_hint=option)
+    return names
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    if text in ("", "none"):
+        return ()
+    try:
+        cpus = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter("two core numbers such as 0,1, or none", param_hint="--cpus") from None
+    if len(cpus) != 2:
+        raise typer.BadParameter("one core for each of the two processes, such as 0,1", param_hint="--cpus")
+    missing = [cpu for cpu in cpus if cpu not in os.sched_getaffinity(0)]
+    if missing:
+        raise typer.BadParameter(f"this process may not use core {missing[0]}", param_hint="--cpus")
+    return cpus
+
+
+def _default_cpus() -> str:
+    usable = sorted(os.sched_getaffinity(0))
+    return ",".join(map(str, usable[:2])) if len(usable) >= 2 else "none"
+
+
+@app.command()
+def p2p(
+    nic: Annotated[
+        list[str] | None, typer.Option(help="tcp, shm, or any NIC that railwire doctor lists; repeatable.")
+    ] = None,
+    op: Annotated[str | None, typer.Option(help=f"One of {', '.join(OPS)}. Without it: a sweep.")] = None,
+    page_bytes: Annotated[int | None, typer.Option(help="Bytes of a page, a write or a message.")] = None,
+    pages: Annotated[int | None, typer.Option(help="Pages of one submission.")] = None,
+    rounds: Annotated[int, typer.Option(help="Submissions per measured run; 0: as many as fill --seconds.")] = 0,
+    pattern: Annotated[str, typer.Option(help=f"Order of the pages: {' or '.join(PATTERNS)}.")] = "random",
+    window: Annotated[int | None, typer.Option(help="Submissions in flight at most.")] = None,
+    against: Annotated[str, typer.Option(help="Also measure these: raw, nixl, mooncake.")] = "",
+    peer_python: Annotated[
+        Path | None, typer.Option(help="Python interpreter that has nixl and mooncake, if it is another one.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs per figure; the median counts.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Length of one measured run.")] = 0.4,
+    cpus: Annotated[
+        str | None, typer.Option(help="Cores of receiver and sender, or none to leave that to the kernel.")
+    ] = None,
+    progress: Annotated[str, typer.Option(help="The engines' progress mode: adaptive or spin.")] = "adaptive",
+    receivers: Annotated[int, typer.Option(min=1, help="Engines that a scatter writes to.")] = 4,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the figures to this PNG file.")] = None,
+) -> None:
+    """Moves data between two processes that it starts itself, checks every byte, and says how fast it was.
+
+    --against raw,nixl,mooncake measures the same work by a bare libfabric loop and by other engines, taking turns, in
+    processes of their own. What is measured, and how fairly: docs/benchmarks.md.
+    """
+    from railwire.bench import report
+    from railwire.bench.contenders import CONTENDERS, Setting
+    from railwire.bench.measure import Plan, run_plan
+    from railwire.bench.quiet import busy_share
+
+    others = _names(against, tuple(name for name in CONTENDERS if name != "railwire"), "--against")
+    cores = _cpus(_default_cpus() if cpus is None else cpus)
+    if op is None:
+        if page_bytes or pages or window:
+            raise typer.BadParameter(
+                "name an --op to choose sizes; without one the sweep is measured", param_hint="--op"
+            )
+        chosen = scenarios.SWEEP
+    else:
+        try:
+            chosen = (scenarios.single(op, page_bytes, pages, rounds, pattern, window),)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--op") from None
+    setting = Setting(
+        peer_python=str(peer_python or sys.executable), progress=progress, receivers=receivers if op == "scatter" else 1
+    )
+    plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
+    results: list[Result] = []
+    console = Console(stderr=json)
+    if (busy := busy_share()) > 0.1:
+        console.print(f"This machine is busy ({busy:.0%} of its cores): figures will scatter.", style="yellow")
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # no thread that wakes up on the measured cores
+    ) as bar:
+        task = bar.add_task("starting", total=sum(plan.steps for plan in plans))
+
+        def step(what: str) -> None:
+            bar.update(task, description=what, advance=1, refresh=True)
+
+        def found(result: Result) -> None:
+            if json:
+                print(report.json_line(result), flush=True)
+
+        for plan in plans:
+            results += run_plan(plan, setting, step, found)
+    if not json:
+        console.print(report.table(results))
+        for line in report.notes(results):
+            console.print(line, style="dim", highlight=False)
+    if plot is not None:
+        _plot(results, plot, console)
+    if any(result.verified is False for result in results if result.contender == "railwire"):
+        console.print("[bold red]Data was not what it should be.[/]")
+        raise typer.Exit(1)
+    if all(result.gbytes_per_s is None for result in results if result.contender == "railwire"):
+        raise typer.Exit(1)
+
+
+def _plot(results: list[Result], path: Path, console: Console) -> None:
+    from railwire.bench.plot import plot
+
+    try:
+        plot(results, path)
+    except ImportError:
+        console.print("--plot needs matplotlib: pip install 'railwire\\[bench]'", style="yellow")
+    except ValueError as error:
+        console.print(f"no picture: {error}", style="yellow")
+
+
+@app.command()
+def show(
+    files: Annotated[
+        list[Path], typer.Argument(help="What `bench p2p --json` has printed.", exists=True, dir_okay=False)
+    ],
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a README.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the figures to this PNG file.")] = None,
+) -> None:
+    """Shows results that were kept."""
+    from railwire.bench import report
+
+    results = [row for file in files for row in report.read_json_lines(file.read_text(encoding="utf-8").splitlines())]
+    console = Console()
+    if markdown:
+        print(report.markdown(results))
+    else:
+        console.print(report.table(results))
+        for line in report.notes(results):
+            console.print(line, style="dim", highlight=False)
+    if plot is not None:
+        _plot(results, plot, console)
+
+
+@app.command()
+def engine(
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement.")] = 1.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+) -> None:
+    """The engine without a transport: on a simulated NIC that completes at once.
+
+    Page work requests a second on one core, what one call of 100,000 pages costs, the time from a submission to its
+    first post, and what an idle engine costs.
+    """
+    from railwire.bench import engine_bench
+
+    figures = engine_bench.measure(seconds)
+    if json:
+        print(engine_bench.json_line(figures))
+    else:
+        Console().print(engine_bench.table(figures))

@@ -1,0 +1,142 @@
+"""What is known to hurt, looked for on this machine, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from railwire.doctor.libraries import AMAZON
+from railwire.doctor.limits import Limits
+from railwire.doctor.report import GpuFacts, Libfabric, Pairing, Pitfall
+from railwire.topology.sysfs import NetInterface, RdmaDevice, read_text
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+SHM_PER_LINK = 13 * _MIB
+"""Of /dev/shm, at most, for every endpoint of the shm NIC (libfabric 2.5, measured)."""
+
+
+def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[Pitfall]:
+    """Those of memory and permissions."""
+    shared = limits.shared_memory
+    if not shared.writable:
+        yield Pitfall("warning", "/dev/shm is missing or not writable: no shm NIC", "mount a tmpfs on /dev/shm")
+    elif shared.total_bytes < _GIB or shared.free_bytes < _GIB // 4:
+        yield Pitfall(
+            "warning",
+            f"/dev/shm has {shared.free_bytes // _MIB} of {shared.total_bytes // _MIB} MiB free, "
+            f"and every shm link takes up to {SHM_PER_LINK // _MIB} MiB: who finds none left may die of SIGBUS",
+            "docker run --shm-size=8g, or in Kubernetes an emptyDir of medium Memory; "
+            "on a host: mount -o remount,size=8g /dev/shm",
+        )
+    cma = limits.cross_memory
+    if not cma.works or (cma.ptrace_scope or 0) > 0:
+        scope = f"kernel.yama.ptrace_scope is {cma.ptrace_scope}" if cma.ptrace_scope else f"it fails: {cma.error}"
+        yield Pitfall(
+            "warning" if not cma.works else "note",
+            f"processes may not copy from each other's memory ({scope})"
+            if not cma.works
+            else f"{scope}: processes of other users or with fewer privileges may not copy from each other's memory",
+            "sysctl kernel.yama.ptrace_scope=0, or docker run --cap-add=SYS_PTRACE; until then shm copies large writes "
+            "twice, through its own buffers",
+        )
+    if limits.huge_pages.transparent in ("", "never"):
+        yield Pitfall(
+            "warning",
+            "transparent huge pages are off: engine.allocate gives ordinary pages, which halves large writes over shm",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    for name in ("FI_PROVIDER", "FI_PROVIDER_PATH"):
+        if value := environ.get(name):
+            yield Pitfall("note", f"{name}={value} in the environment narrows what libfabric offers", f"unset {name}")
+
+
+def library(libfabric: Libfabric) -> Iterator[Pitfall]:
+    """Those of libfabric itself."""
+    if not libfabric.path:
+        yield Pitfall("error", "no libfabric could be opened: there is no NIC", libfabric.error)
+    elif libfabric.error:
+        yield Pitfall("error", libfabric.error, "pip install 'railwire[libfabric]'")
+    elif libfabric.version.startswith("1."):
+        yield Pitfall(
+            "warning",
+            f"libfabric {libfabric.version} is old: tcp has twice the latency of 2.x and naps instead of sleeping, "
+            "and shm is used only where it is named, since it can spin for ever after a peer was killed",
+            "pip install 'railwire[libfabric]' (2.x), or name a newer one in RAILWIRE_LIBFABRIC",
+        )
+
+
+def network(interfaces: Sequence[NetInterface], tcp_host: str) -> Iterator[Pitfall]:
+    """Those of the interface that a tcp NIC would use."""
+    used = next((one for one in interfaces if tcp_host in one.addresses), None)
+    if used is None or used.loopback:
+        yield Pitfall(
+            "note",
+            f"there is no default route: a tcp NIC chosen by itself listens on {tcp_host} and reaches this host alone",
+            "name the interface's address: nics=['tcp://ADDRESS']",
+        )
+    elif 0 < used.mtu <= 1500:
+        yield Pitfall(
+            "note",
+            f"MTU {used.mtu} on {used.name}: tcp spends more of the processor per byte than with jumbo frames",
+            f"where switches and peers allow it: ip link set {used.name} mtu 9000",
+        )
+
+
+def rdma(devices: Sequence[RdmaDevice], limits: Limits) -> Iterator[Pitfall]:
+    """Those of RDMA NICs."""
+    for device in devices:
+        if not device.active:
+            yield Pitfall(
+                "note", f"{device.name} has no active port and is not used", "check its cable and `rdma link`"
+            )
+    if not any(device.active for device in devices):
+        return
+    if limits.memlock_bytes is not None:
+        yield Pitfall(
+            "warning",
+            f"only {limits.memlock_bytes // 1024} KiB may be locked, and RDMA NICs lock all that is registered",
+            "ulimit -l unlimited (limits.conf: memlock); docker run --ulimit memlock=-1; systemd LimitMEMLOCK=infinity",
+        )
+    if any(device.pci is not None and device.pci.vendor == AMAZON for device in devices):
+        yield Pitfall(
+            "note",
+            "Railwire's EFA path has not been run on EFA hardware yet",
+            "run `railwire bench p2p` between two hosts first, and tell us",
+        )
+
+
+def gpus(
+    found: Sequence[GpuFacts], devices: Sequence[RdmaDevice], pairings: Sequence[Pairing], root: Path
+) -> Iterator[Pitfall]:
+    """Those of GPU memory and its way to a NIC."""
+    if not found:
+        return
+    usable = [device for device in devices if device.active]
+    if not usable:
+        yield Pitfall(
+            "note",
+            "GPUs but no RDMA NIC: tcp and shm reach host memory only, registering GPU memory fails",
+            "copy through host memory (engine.allocate)",
+        )
+        return
+    if not can_reach_gpu_memory(root):
+        yield Pitfall(
+            "warning",
+            "neither dma-buf (open NVIDIA kernel modules) nor nvidia_peermem: NICs cannot reach GPU memory",
+            "install NVIDIA's open kernel modules (driver 515, Linux 5.12 or newer), or modprobe nvidia_peermem",
+        )
+    for gpu in found:
+        mine = [pair.distance for pair in pairings if pair.gpu == gpu.address]
+        if gpu.numa >= 0 and mine and all(distance == "far" for distance in mine):
+            yield Pitfall(
+                "warning",
+                f"GPU {gpu.address} has no RDMA NIC on its NUMA node ({gpu.numa}): all its traffic crosses sockets",
+                "use a GPU nearer to a NIC, or check in which slots the NICs are",
+            )
+
+
+def can_reach_gpu_memory(root: Path) -> bool:
+    """The NVIDIA driver exports dma-bufs (its open kernel modules do), or nvidia_peermem is loaded."""
+    driver = read_text(root / "proc/driver/nvidia/version")
+    return "Open Kernel Module" in driver or (root / "sys/module/nvidia_peermem").exists()
