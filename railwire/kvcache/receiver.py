@@ -1,0 +1,347 @@
+"""The decode side: links to prefill instances, and tickets for pages that shall come."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from railwire.errors import ConnectError, ConnectTimeout, PeerLostError, RailwireError
+from railwire.kvcache import messages
+from railwire.kvcache.channel import channel_of
+from railwire.kvcache.deadlines import Deadlines
+from railwire.kvcache.descriptor import RankDescriptor
+from railwire.kvcache.idle import idle_plan, notary
+from railwire.kvcache.layout import InstanceLayout, LayoutError
+from railwire.kvcache.plan import RankPlan, plan
+from railwire.kvcache.slots import ImmSlots
+from railwire.kvcache.ticket import Ticket
+
+if TYPE_CHECKING:
+    from railwire.engine import TransferEngine
+    from railwire.memory import MemoryRegion, RegionSlice
+    from railwire.peer import Peer
+
+
+class Source:
+    """One rank of a prefill instance, as a link sees it."""
+
+    def __init__(self, rank: int, peer: Peer, rank_plan: RankPlan, destinations: int) -> None:
+        self.rank = rank
+        self.peer = peer
+        self.plan = rank_plan
+        self.destinations = destinations
+        """Ranks of our instance that this source rank writes to."""
+
+
+class Link:
+    """A prefill instance that has agreed on a plan with us. Made by ``receiver.connect()``."""
+
+    def __init__(self, instance: str, sources: Sequence[Source]) -> None:
+        self.instance = instance
+        self.sources = tuple(sources)
+        self.unit_tokens = sources[0].plan.unit_tokens
+
+    @property
+    def connected(self) -> bool:
+        """Whether all of its ranks are there."""
+        return all(source.peer.state == "connected" for source in self.sources)
+
+    def __repr__(self) -> str:
+        return f"<Link {self.instance}, {len(self.sources)} ranks{'' if self.connected else ', lost'}>"
+
+
+class Receiver:
+    """Takes KV pages from any number of prefill instances, that come and go.
+
+    Args:
+        engine: of this rank; the receiver takes over its messages (see :class:`~railwire.kvcache.channel.Channel`).
+        instance: layouts of all ranks of this decode instance.
+        rank: which of them this is.
+        regions: registered memory in the order in which the layout counts it.
+        max_tickets: tickets that may be open at once.
+        drain_timeout: seconds that a prefill rank has to confirm a cancel, before its connection is closed instead.
+            Default: the engine's liveness time.
+
+    Raises:
+        LayoutError: regions that are not what the layout says.
+    """
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        instance: InstanceLayout,
+        rank: int,
+        regions: Sequence[MemoryRegion],
+        *,
+        max_tickets: int = 1024,
+        drain_timeout: float | None = None,
+    ) -> None:
+        if not 0 <= rank < len(instance.ranks):
+            raise LayoutError(f"rank {rank} of an instance of {len(instance.ranks)} ranks")
+        self.engine = engine
+        self.instance = instance
+        self.rank = rank
+        self.layout = instance.ranks[rank]
+        check_regions(self.layout.region_bytes, regions)
+        self.regions = tuple(regions)
+        self.drain_timeout = engine.liveness if drain_timeout is None else drain_timeout
+        self.slots = ImmSlots(max_tickets)
+        self.lock = threading.RLock()
+        self.channel = channel_of(engine)
+        self.clock = Deadlines("railwire-kv-receiver")
+        self.tickets: dict[int, Ticket] = {}
+        self.closed = False
+        self._ids = itertools.count(1)
+        self._links: dict[tuple[bytes, ...], Link] = {}
+        self._connecting: dict[tuple[bytes, ...], threading.Lock] = {}
+        self._answers: dict[int, tuple[threading.Event, list[messages.Message]]] = {}
+        self._fencing: set[int] = set()
+        self._watched: set[int] = set()
+        if self.channel.receiver is not None:
+            raise RailwireError("this engine has a receiver already")
+        self.channel.receiver = self._on_message
+
+    # ---- links -------------------------------------------------------------------------------------------------------
+    def connect(self, instance: Sequence[bytes | RankDescriptor], timeout: float | None = None) -> Link:
+        """Connects to all ranks of a prefill instance and agrees on the plan; at once if that has been done.
+
+        Args:
+            instance: what each rank's ``sender.descriptor`` gave, of all ranks, in any order.
+            timeout: seconds for everything; default twice the liveness time.
+
+        Raises:
+            LayoutError: its KV cannot be mapped onto ours; the message says why.
+            ConnectError, StaleAddressError: it cannot be reached, or has restarted: ask the router for its new
+                descriptors.
+        """
+        ranks = [item if isinstance(item, RankDescriptor) else RankDescriptor.from_bytes(item) for item in instance]
+        ranks.sort(key=lambda descriptor: descriptor.rank)
+        if not ranks or [d.rank for d in ranks] != list(range(len(ranks[0].layout.ranks))):
+            raise LayoutError(f"{len(ranks)} descriptors are not one of each rank of the prefill instance")
+        if len({d.instance for d in ranks}) != 1 or any(d.layout != ranks[0].layout for d in ranks):
+            raise LayoutError("the descriptors are of different prefill instances")
+        key = tuple(d.address.incarnation for d in ranks)
+        seconds = 2 * self.engine.liveness if timeout is None else timeout
+        with self.lock:
+            known = self._links.get(key)
+            if known is not None and known.connected:
+                return known
+            # One lock an instance: whoever waits for one that does not answer must not hold up the others.
+            connecting = self._connecting.setdefault(key, threading.Lock())
+        if not connecting.acquire(timeout=seconds):
+            raise ConnectTimeout(f"prefill instance {ranks[0].instance} has not answered for {seconds:g} s")
+        try:
+            known = self._links.get(key)
+            if known is not None and known.connected:
+                return known
+            link = self._handshake(ranks, seconds)
+            with self.lock:
+                self._links = {k: link for k, link in self._links.items() if link.connected}
+                self._links[key] = link
+            return link
+        finally:
+            connecting.release()
+            with self.lock:
+                self._connecting.pop(key, None)
+
+    async def connect_async(self, instance: Sequence[bytes | RankDescriptor], timeout: float | None = None) -> Link:
+        """As :meth:`connect`, without blocking the event loop."""
+        return await asyncio.to_thread(self.connect, instance, timeout)
+
+    def _handshake(self, ranks: Sequence[RankDescriptor], timeout: float) -> Link:
+        source = ranks[0].layout
+        everyone = [plan(source, layout, index) for index, layout in enumerate(self.instance.ranks)]
+        layout = messages.pack(msgspec.msgpack.encode(self.layout))
+        regions = tuple(bytes(region.descriptor) for region in self.regions)
+        waiting: list[tuple[RankDescriptor, Peer, RankPlan, threading.Event, list[messages.Message]]] = []
+        try:
+            for descriptor, rank_plan in zip(ranks, everyone[self.rank], strict=True):
+                if rank_plan is None:
+                    if notary(descriptor.rank, everyone) != self.rank:
+                        continue
+                    rank_plan = idle_plan(descriptor.rank, source.ranks[descriptor.rank], self.layout, self.rank)
+                peer = self.engine.connect(descriptor.address, timeout)
+                answered: tuple[threading.Event, list[messages.Message]] = (threading.Event(), [])
+                self._answers[peer.id] = answered
+                self._watch(peer)
+                hello = messages.Hello(messages.VERSION, self.rank, layout, regions, rank_plan.digest)
+                self.channel.send(peer, hello)
+                waiting.append((descriptor, peer, rank_plan, *answered))
+            sources = []
+            for descriptor, peer, rank_plan, event, answers in waiting:
+                if not event.wait(timeout):
+                    raise ConnectTimeout(
+                        f"prefill rank {descriptor.rank} ({peer.name}) does not answer: is it a Sender?"
+                    )
+                answer = answers[0] if answers else None
+                if isinstance(answer, messages.Refused):
+                    raise LayoutError(f"prefill rank {descriptor.rank} ({peer.name}) refuses: {answer.reason}")
+                if not isinstance(answer, messages.Welcome):
+                    raise ConnectError(f"prefill rank {descriptor.rank} ({peer.name}) was lost in the handshake")
+                if answer.digest != rank_plan.digest:
+                    raise LayoutError(f"prefill rank {descriptor.rank} ({peer.name}) has computed another plan")
+                served = sum(plans[descriptor.rank] is not None for plans in everyone) or 1
+                sources.append(Source(descriptor.rank, peer, rank_plan, served))
+        finally:
+            for _, peer, *_ in waiting:
+                self._answers.pop(peer.id, None)
+        return Link(ranks[0].instance, sources)
+
+    def _watch(self, peer: Peer) -> None:
+        with self.lock:
+            if peer.id in self._watched:
+                return
+            self._watched.add(peer.id)
+        peer.lost.add_done_callback(lambda _: self._on_peer_lost(peer))
+
+    # ---- tickets -----------------------------------------------------------------------------------------------------
+    def prepare(
+        self,
+        link: Link,
+        request_id: str,
+        block_ids: Sequence[int] | npt.NDArray[Any],
+        num_tokens: int,
+        *,
+        first_token: int = 0,
+        tail: RegionSlice | None = None,
+        checksum: bool = False,
+        timeout: float = 120.0,
+    ) -> Ticket:
+        """Asks a prefill instance for the KV of a request; the ticket ends when all of it is here.
+
+        Args:
+            link: from :meth:`connect`.
+            request_id: the name under which the prefill instance computes it.
+            block_ids: our blocks by position, from token 0 on; those before ``first_token`` are not touched.
+            num_tokens: tokens whose KV is wanted, counted from token 0.
+            first_token: the first one wanted, where a prefix is here already; a multiple of ``link.unit_tokens``.
+            tail: memory for what the prefiller sends besides (last hidden state, logits); one arrival more.
+            checksum: have every page verified before the ticket ends.
+            timeout: seconds until the ticket fails by itself.
+
+        Raises:
+            ValueError: blocks that are not ours, doubled, or too few.
+            PeerLostError: the link is lost: connect() again.
+            SlotsExhausted: ``max_tickets`` are open.
+        """
+        blocks = np.asarray(block_ids)
+        if blocks.size == 0:
+            blocks = blocks.astype(np.uint32)
+        if blocks.ndim != 1 or blocks.dtype.kind not in "iu":
+            raise ValueError("block_ids must be a list of integers")
+        if not 0 <= first_token <= num_tokens or num_tokens < 1:
+            raise ValueError(f"tokens {first_token}..{num_tokens} are no range")
+        if first_token % link.unit_tokens:
+            raise ValueError(f"first_token {first_token} is no multiple of {link.unit_tokens}, the unit of transfer")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be positive, not {timeout}")
+        needed = -(-num_tokens // self.layout.block_tokens)
+        if len(blocks) < needed:
+            raise ValueError(
+                f"{num_tokens} tokens need {needed} blocks of {self.layout.block_tokens}, not {len(blocks)}"
+            )
+        first_block = first_token // self.layout.block_tokens
+        wanted = blocks[first_block:needed]
+        if wanted.size and not (int(wanted.min()) >= 0 and int(wanted.max()) < self.layout.num_blocks):
+            raise ValueError(f"block ids must be 0..{self.layout.num_blocks - 1}")
+        if len(np.unique(wanted)) != len(wanted):
+            raise ValueError("block_ids names a block twice")
+        with self.lock:
+            if self.closed:
+                raise RailwireError("the receiver is closed")
+            if not link.connected:
+                raise PeerLostError(f"prefill instance {link.instance} is lost: connect() again", reason="peer_lost")
+            ticket = Ticket(self, next(self._ids), link, request_id, wanted, first_block, first_token, num_tokens)
+            ticket.start(tail, checksum, timeout)
+            return ticket
+
+    @property
+    def open_tickets(self) -> int:
+        """Tickets whose pages may still be written."""
+        with self.lock:
+            return len(self.tickets)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancels all tickets and waits until their pages are reusable, at most ``timeout`` seconds."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            open_ones = list(self.tickets.values())
+        for ticket in open_ones:
+            ticket.cancel("the receiver is closing")
+        for ticket in open_ones:
+            try:
+                ticket.reusable.wait(timeout)
+            except TimeoutError:
+                break
+        self.channel.receiver = None
+        self.clock.close()
+
+    # ---- what comes in -----------------------------------------------------------------------------------------------
+    def _on_message(self, peer: Peer, message: Any) -> None:
+        if isinstance(message, messages.Welcome | messages.Refused):
+            answered = self._answers.get(peer.id)
+            if answered is not None:
+                answered[1].append(message)
+                answered[0].set()
+            return
+        with self.lock:
+            ticket = self.tickets.get(message.ticket)
+            if ticket is None:
+                return  # it has ended: an answer that crossed with ours
+            if isinstance(message, messages.Ended):
+                ticket.on_ended(peer, message.reason[: messages.MAX_REASON])
+            elif isinstance(message, messages.Sums):
+                ticket.on_sums(peer, message)
+
+    def _on_peer_lost(self, peer: Peer) -> None:
+        answered = self._answers.get(peer.id)
+        if answered is not None:
+            answered[0].set()
+        with self.lock:
+            self._watched.discard(peer.id)
+            draining = any(ticket.waits_for(peer) for ticket in self.tickets.values())
+        if draining:
+            self.fence(peer)
+
+    # ---- fences ------------------------------------------------------------------------------------------------------
+    def fence(self, peer: Peer) -> None:
+        """Makes sure that this peer writes no more, and tells the tickets that wait for that."""
+        with self.lock:
+            if peer.id in self._fencing or (self.closed and self.engine.closed):
+                return
+            self._fencing.add(peer.id)
+        try:
+            peer.close_async(self.drain_timeout).add_done_callback(lambda fence: self._fenced(peer, fence.exception()))
+        except RailwireError as error:
+            self._fenced(peer, error)
+
+    def _fenced(self, peer: Peer, error: RailwireError | None) -> None:
+        with self.lock:
+            self._fencing.discard(peer.id)
+            waiting = [ticket for ticket in self.tickets.values() if ticket.waits_for(peer)]
+            for ticket in waiting:
+                if error is None:
+                    ticket.on_quiet(peer)
+                else:
+                    ticket.on_unfenced(peer, error)
+        if error is not None and waiting and not self.closed:
+            # A stopped process may go on: only its death, or its word, ends this.
+            self.clock.after(min(1.0, self.drain_timeout), lambda: self.fence(peer))
+
+
+def check_regions(region_bytes: Sequence[int], regions: Sequence[MemoryRegion]) -> None:
+    """Raises LayoutError unless the regions are as many and as large as the layout says."""
+    if len(regions) != len(region_bytes):
+        raise LayoutError(f"the layout has {len(region_bytes)} regions, {len(regions)} were given")
+    for index, (region, nbytes) in enumerate(zip(regions, region_bytes, strict=True)):
+        if region.nbytes < nbytes:
+            raise LayoutError(f"region {index} has {region.nbytes} bytes, its layout {nbytes}")

@@ -1,0 +1,194 @@
+"""Which instance gets a request: by what is queued there, by the prefix it is thought to have, by how it has failed.
+
+Everything is counted in prompt tokens that stand between a request and its first token. What is believed here of
+caches can be wrong (an instance evicts as it likes): that costs time, never correctness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from railwire.kvcache.router.membership import Member
+
+_FIRST_PENALTY = 0.5  # seconds
+_LAST_PENALTY = 30.0
+
+
+class Policy(Protocol):
+    """Chooses among members. One event loop calls it; nothing here waits."""
+
+    def prefiller(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
+        """One of ``candidates`` (at least one) to compute this prompt."""
+
+    def decoder(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
+        """One of ``candidates`` to continue it."""
+
+    def began(self, member: Member, tokens: Sequence[int]) -> None:
+        """A leg with this prompt has been sent there; :meth:`ended` follows."""
+
+    def ended(self, member: Member, tokens: Sequence[int], ok: bool) -> None:
+        """The leg is over: it did its work, or it failed or was cancelled."""
+
+    def failed(self, member: Member) -> None:
+        """An attempt failed, and it was this member's fault."""
+
+    def members(self, ids: Collection[str]) -> None:
+        """These are all there are now: what is known of others can go."""
+
+
+def prefix_hashes(tokens: Sequence[int], block_tokens: int, salt: bytes) -> list[bytes]:
+    """8-byte hashes of the whole blocks, each chained to those before: equal ones stand for equal prefixes."""
+    data = np.asarray(tokens, dtype="<i8")
+    previous = salt
+    hashes = []
+    for begin in range(0, len(data) - block_tokens + 1, block_tokens):
+        piece = previous + data[begin : begin + block_tokens].tobytes()
+        previous = hashlib.blake2b(piece, digest_size=8).digest()
+        hashes.append(previous)
+    return hashes
+
+
+class PrefixIndex:
+    """What one instance is thought to have cached: as many blocks as it has, the least recently used go first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def match(self, hashes: Sequence[bytes]) -> int:
+        """Leading blocks that are known."""
+        for count, digest in enumerate(hashes):
+            if digest not in self._known:
+                return count
+        return len(hashes)
+
+    def add(self, hashes: Sequence[bytes]) -> None:
+        for digest in reversed(hashes):  # the beginning of a prefix is the last to go
+            self._known[digest] = None
+            self._known.move_to_end(digest)
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+
+    def discard(self, hashes: Iterable[bytes]) -> None:
+        for digest in hashes:
+            self._known.pop(digest, None)
+
+
+@dataclass
+class Standing:
+    """What the router itself knows of a member."""
+
+    index: PrefixIndex
+    queued_tokens: int = 0
+    legs: int = 0
+    failures: int = 0
+    """In a row."""
+    penalty_until: float = 0.0
+    charged: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+
+
+class LoadAndPrefix:
+    """The default policy. The cost of a prefiller is its queued tokens plus those of the prompt that it does not
+    have; that of a decoder is its running legs. Members that failed of late are used only if there are no others.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._standings: dict[str, Standing] = {}
+        self._turn = 0
+        self._hashed: tuple[Sequence[int], dict[tuple[int, str], list[bytes]]] = ((), {})
+
+    def standing(self, member: Member) -> Standing:
+        known = self._standings.get(member.id)
+        if known is None:
+            known = self._standings[member.id] = Standing(PrefixIndex(member.num_blocks))
+        return known
+
+    def prefiller(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
+        def cost(member: Member) -> float:
+            standing = self.standing(member)
+            have = standing.index.match(self._hashes(member, tokens)) * member.block_tokens
+            # A member's own word counts where other routers send to it, too.
+            return max(standing.queued_tokens, member.load) + len(tokens) - have
+
+        return self._cheapest(candidates, cost)
+
+    def decoder(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
+        def cost(member: Member) -> float:
+            have = self.standing(member).index.match(self._hashes(member, tokens)) * member.block_tokens
+            # Legs share the decoder's steps; of two equally busy ones, the prefix decides.
+            return self.standing(member).legs - 0.5 * have / max(1, len(tokens))
+
+        return self._cheapest(candidates, cost)
+
+    def began(self, member: Member, tokens: Sequence[int]) -> None:
+        standing = self.standing(member)
+        hashes = self._hashes(member, tokens)
+        have = standing.index.match(hashes) * member.block_tokens
+        charge = max(0, len(tokens) - have)
+        standing.queued_tokens += charge
+        standing.legs += 1
+        standing.charged.setdefault(self._key(tokens), []).append(charge)
+        # At once, so that those with the same prefix that come meanwhile follow it.
+        standing.index.add(hashes)
+
+    def ended(self, member: Member, tokens: Sequence[int], ok: bool) -> None:
+        standing = self.standing(member)
+        charges = standing.charged.get(self._key(tokens))
+        if charges:
+            standing.queued_tokens -= charges.pop()
+            standing.legs -= 1
+            if not charges:
+                del standing.charged[self._key(tokens)]
+        if ok:
+            standing.failures = 0
+            standing.penalty_until = 0.0
+        else:
+            # It may have got to some of it; the next prompt would find out anyway.
+            standing.index.discard(self._hashes(member, tokens))
+
+    def failed(self, member: Member) -> None:
+        standing = self.standing(member)
+        standing.failures += 1
+        pause = min(_LAST_PENALTY, _FIRST_PENALTY * 2 ** min(standing.failures - 1, 10))
+        standing.penalty_until = self._clock() + pause
+
+    def members(self, ids: Collection[str]) -> None:
+        self._standings = {
+            key: standing for key, standing in self._standings.items() if key in ids or standing.legs > 0
+        }
+
+    def _cheapest(self, candidates: Sequence[Member], cost: Callable[[Member], float]) -> Member:
+        now = self._clock()
+        good = [member for member in candidates if self.standing(member).penalty_until <= now] or list(candidates)
+        costs = [cost(member) for member in good]
+        best = min(costs)
+        equal = [member for member, value in zip(good, costs, strict=True) if value == best]
+        self._turn += len(equal) > 1  # a choice among one takes nobody's turn
+        return equal[self._turn % len(equal)]
+
+    def _hashes(self, member: Member, tokens: Sequence[int]) -> list[bytes]:
+        if self._hashed[0] is not tokens:  # a request asks for the same several times
+            self._hashed = (tokens, {})
+        key = (member.block_tokens, member.fingerprint)
+        known = self._hashed[1].get(key)
+        if known is None:
+            known = self._hashed[1][key] = prefix_hashes(tokens, member.block_tokens, member.fingerprint.encode())
+        return known
+
+    @staticmethod
+    def _key(tokens: Sequence[int]) -> tuple[int, int]:
+        return len(tokens), hash(tuple(tokens))

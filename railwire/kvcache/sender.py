@@ -1,0 +1,300 @@
+"""The prefill side: answers receivers, matches their tickets with requests, and pushes layer by layer."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from railwire.errors import DescriptorError, RailwireError
+from railwire.kvcache import messages
+from railwire.kvcache.channel import channel_of
+from railwire.kvcache.deadlines import Deadline, Deadlines
+from railwire.kvcache.delivery import Delivery, Destination
+from railwire.kvcache.descriptor import RankDescriptor
+from railwire.kvcache.errors import PushError
+from railwire.kvcache.idle import DIGEST, idle_plan
+from railwire.kvcache.layout import InstanceLayout, LayoutError, RankLayout
+from railwire.kvcache.plan import plan
+from railwire.kvcache.push import Push
+from railwire.kvcache.receiver import check_regions
+from railwire.memory import RemoteRegion
+
+if TYPE_CHECKING:
+    from railwire.engine import TransferEngine
+    from railwire.memory import MemoryRegion
+    from railwire.peer import Peer
+
+_REMEMBERED = 4096  # requests that were aborted before their ticket came
+
+
+class Sender:
+    """Pushes KV pages to any number of decode instances, that come and go.
+
+    Args:
+        engine: of this rank; the sender takes over its messages.
+        instance: layouts of all ranks of this prefill instance.
+        rank: which of them this is.
+        regions: registered memory in the order in which the layout counts it.
+        instance_id: the same for all ranks of the instance, and new for each of its lives; random if None (right for
+            an instance of one rank).
+        ticket_timeout: seconds that a ticket waits for its request, and a request for its tickets.
+
+    Raises:
+        LayoutError: regions that are not what the layout says.
+    """
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        instance: InstanceLayout,
+        rank: int,
+        regions: Sequence[MemoryRegion],
+        *,
+        instance_id: str | None = None,
+        ticket_timeout: float = 30.0,
+    ) -> None:
+        if not 0 <= rank < len(instance.ranks):
+            raise LayoutError(f"rank {rank} of an instance of {len(instance.ranks)} ranks")
+        self.engine = engine
+        self.instance = instance
+        self.rank = rank
+        self.layout = instance.ranks[rank]
+        check_regions(self.layout.region_bytes, regions)
+        self.regions = tuple(regions)
+        self.instance_id = instance_id or secrets.token_hex(8)
+        self.ticket_timeout = ticket_timeout
+        self.lock = threading.RLock()
+        self.channel = channel_of(engine)
+        self.clock = Deadlines("railwire-kv-sender")
+        self.closed = False
+        self.refused_tickets = 0
+        self._destinations: dict[int, Destination] = {}
+        self._newest: dict[int, int] = {}  # per peer: the highest ticket id so far; ids only grow
+        self._deliveries: dict[tuple[int, int], Delivery] = {}
+        self._unmatched: dict[str, list[Delivery]] = {}
+        self._pushes: dict[str, Push] = {}
+        self._aborted: OrderedDict[str, str] = OrderedDict()
+        if self.channel.sender is not None:
+            raise RailwireError("this engine has a sender already")
+        self.channel.sender = self._on_message
+
+    @property
+    def descriptor(self) -> bytes:
+        """What receivers need to find this rank: carry it to them any way you like."""
+        return bytes(RankDescriptor(self.instance_id, self.rank, self.engine.address, self.instance))
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+    def open(self, request_id: str, num_tokens: int) -> Push:
+        """Begins the push of a request, before or after its tickets have come.
+
+        Args:
+            num_tokens: tokens whose KV this prefill makes, those of a cached prefix included.
+
+        Raises:
+            ValueError: the request is being pushed already, or has no tokens.
+        """
+        if num_tokens < 1:
+            raise ValueError(f"a request has at least one token, not {num_tokens}")
+        with self.lock:
+            if self.closed:
+                raise RailwireError("the sender is closed")
+            if request_id in self._pushes:
+                raise ValueError(f"request {request_id} is being pushed already")
+            push = Push(self, request_id, num_tokens)
+            self._pushes[request_id] = push
+            self._aborted.pop(request_id, None)
+            for delivery in self._unmatched.pop(request_id, []):
+                self._attach(delivery, push)
+            if not push.deliveries:
+                push.deadline = self.clock.after(self.ticket_timeout, lambda: self._nobody_asked(push))
+            return push
+
+    def layer_ready(self, layer: int, items: Iterable[tuple[Push, int]]) -> None:
+        """The KV of tokens 0..``end_token`` of this layer is complete, for each (push, end_token): pushes what has not
+        been pushed. Tokens of a cached prefix go with the first call.
+
+        Raises:
+            ValueError: a layer that this rank does not hold, or tokens whose blocks have not been named.
+        """
+        with self.lock:
+            for push, end_token in items:
+                push._advance(layer, end_token)
+
+    def refuse(self, request_id: str, reason: str) -> None:
+        """The request will not be computed here: its tickets, those that have come and those to come, fail with this
+        reason."""
+        with self.lock:
+            push = self._pushes.get(request_id)
+            if push is not None:
+                push.abort(reason)
+                return
+            self.remember_abort(request_id, reason)
+            for delivery in self._unmatched.pop(request_id, []):
+                delivery.stop(reason)
+
+    @property
+    def open_pushes(self) -> int:
+        with self.lock:
+            return len(self._pushes)
+
+    @property
+    def open_tickets(self) -> int:
+        with self.lock:
+            return len(self._deliveries)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Aborts what is under way, and waits until it has drained, at most ``timeout`` seconds."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            pushes = list(self._pushes.values())
+            waiting = [delivery for group in self._unmatched.values() for delivery in group]
+            self._unmatched.clear()
+        for push in pushes:
+            push.abort("the prefiller is closing")
+        with self.lock:
+            for delivery in waiting:
+                delivery.stop("the prefiller is closing")
+        for push in pushes:
+            try:
+                push.done.wait(timeout)
+            except TimeoutError:
+                break
+            except RailwireError:
+                pass
+        self.channel.sender = None
+        self.clock.close()
+
+    # ---- for pushes and deliveries, under the lock -------------------------------------------------------------------
+    def remember_abort(self, request_id: str, reason: str) -> None:
+        self._aborted[request_id] = reason
+        while len(self._aborted) > _REMEMBERED:
+            self._aborted.popitem(last=False)
+
+    def forget_push(self, push: Push) -> None:
+        if self._pushes.get(push.request_id) is push:
+            del self._pushes[push.request_id]
+
+    def forget_delivery(self, delivery: Delivery) -> None:
+        self._deliveries.pop((delivery.destination.peer.id, delivery.request.ticket), None)
+        group = self._unmatched.get(delivery.request.request_id)
+        if group and delivery in group:
+            group.remove(delivery)
+            if not group:
+                del self._unmatched[delivery.request.request_id]
+
+    # ---- what comes in -----------------------------------------------------------------------------------------------
+    def _on_message(self, peer: Peer, message: Any) -> None:
+        with self.lock:
+            if isinstance(message, messages.Hello):
+                self._on_hello(peer, message)
+            elif isinstance(message, messages.Request):
+                self._on_request(peer, message)
+            elif isinstance(message, messages.Blocks):
+                delivery = self._deliveries.get((peer.id, message.ticket))
+                if delivery is not None and delivery.add_blocks(message.blocks):
+                    self._match(delivery)
+            elif isinstance(message, messages.Cancel):
+                delivery = self._deliveries.get((peer.id, message.ticket))
+                if delivery is None:
+                    # It has ended, or it never was: either way nothing of it can land.
+                    self.channel.send(peer, messages.Ended(message.ticket, messages.CANCELLED))
+                else:
+                    delivery.stop(messages.CANCELLED, by_receiver=True)
+
+    def _on_hello(self, peer: Peer, hello: messages.Hello) -> None:
+        try:
+            if hello.version != messages.VERSION:
+                raise LayoutError(f"protocol version {hello.version}, here it is {messages.VERSION}")
+            layout = msgspec.msgpack.decode(messages.unpack(hello.layout), type=RankLayout)
+            rank_plan = plan(self.instance, layout, hello.rank)[self.rank]
+            if rank_plan is None and hello.digest == DIGEST:
+                rank_plan = idle_plan(self.rank, self.layout, layout, hello.rank)
+            if rank_plan is None:
+                raise LayoutError(f"rank {self.rank} has nothing that rank {hello.rank} of the decoder needs")
+            if rank_plan.digest != hello.digest:
+                raise LayoutError("the two sides have computed different plans: do both run the same Railwire?")
+            regions = [RemoteRegion.from_bytes(region) for region in hello.regions]
+            if any(region.incarnation != peer.incarnation for region in regions):
+                raise LayoutError("regions of another engine")
+            if len(regions) != len(layout.region_bytes) or any(
+                region.nbytes < nbytes for region, nbytes in zip(regions, layout.region_bytes, strict=True)
+            ):
+                raise LayoutError("regions that are not what the layout says")
+        except (LayoutError, DescriptorError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            self.channel.send(peer, messages.Refused(hello.digest, str(error)[: messages.MAX_REASON]))
+            return
+        known = self._destinations.get(peer.id)
+        self._destinations[peer.id] = Destination(peer, layout, tuple(regions), rank_plan)
+        if known is None:
+            peer.lost.add_done_callback(lambda reason: self._on_peer_lost(peer, reason))
+        self.channel.send(peer, messages.Welcome(rank_plan.digest))
+
+    def _on_request(self, peer: Peer, request: messages.Request) -> None:
+        if request.ticket <= self._newest.get(peer.id, 0):
+            self.refused_tickets += 1
+            raise DescriptorError(f"ticket {request.ticket} was presented twice")
+        self._newest[peer.id] = request.ticket
+        destination = self._destinations.get(peer.id)
+        try:
+            if self.closed:
+                raise PushError("the prefiller is closing", request_id=request.request_id)
+            if destination is None:
+                raise DescriptorError("a ticket before the handshake")
+            if request.instance != self.instance_id:
+                raise DescriptorError(f"the ticket is for instance {request.instance}, this is {self.instance_id}")
+            delivery = Delivery(self, destination, request)
+            if request.request_id in self._aborted:
+                raise PushError(self._aborted[request.request_id], request_id=request.request_id)
+        except (DescriptorError, PushError) as error:
+            self.refused_tickets += 1
+            self.channel.send(peer, messages.Ended(request.ticket, str(error)[: messages.MAX_REASON]))
+            return
+        self._deliveries[peer.id, request.ticket] = delivery
+        if delivery.complete:
+            self._match(delivery)
+
+    def _match(self, delivery: Delivery) -> None:
+        request = delivery.request
+        push = self._pushes.get(request.request_id)
+        if push is not None:
+            self._attach(delivery, push)
+            return
+        self._unmatched.setdefault(request.request_id, []).append(delivery)
+        text = f"the prefiller got no request {request.request_id} within {self.ticket_timeout:g} s"
+        delivery.deadline = self.clock.after(self.ticket_timeout, lambda: self._unmatched_too_long(delivery, text))
+
+    def _attach(self, delivery: Delivery, push: Push) -> None:
+        cancel(delivery.deadline)
+        if delivery.request.num_tokens != push.num_tokens:
+            delivery.stop(f"the ticket is for {delivery.request.num_tokens} tokens, the request has {push.num_tokens}")
+            return
+        push._attach(delivery)
+
+    def _unmatched_too_long(self, delivery: Delivery, text: str) -> None:
+        with self.lock:
+            if delivery.push is None:
+                delivery.stop(text)
+
+    def _nobody_asked(self, push: Push) -> None:
+        with self.lock:
+            if not push.deliveries:
+                push.abort(f"no decoder has asked for it within {self.ticket_timeout:g} s")
+
+    def _on_peer_lost(self, peer: Peer, reason: str) -> None:
+        with self.lock:
+            self._destinations.pop(peer.id, None)
+            self._newest.pop(peer.id, None)
+            for delivery in [d for (peer_id, _), d in self._deliveries.items() if peer_id == peer.id]:
+                delivery.stop(f"decoder {peer.name} is lost: {reason}", by_receiver=True)
+
+
+def cancel(deadline: Deadline | None) -> None:
+    if deadline is not None:
+        deadline.cancel()
