@@ -1,0 +1,290 @@
+"""Random fault schedules: whatever fails, every page comes back, and none that came back is written again.
+
+A state machine drives a decoder and two prefillers on a network that reorders and delays. Between the steps of
+ordinary requests it aborts, cancels, fails work requests, stops and kills prefillers, and starts new ones. Free pages
+hold a canary.
+
+``RAILWIRE_FAULT_SCHEDULES`` sets the number of schedules (``make test-faults`` runs 10,000).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from kv_bed import UNTOUCHED, Decoder, Prefiller, same, sim_nics
+
+from railwire import RailwireError
+from railwire.kvcache import Push, Ticket, paged_instance
+from railwire.testing import SimulatedFabric
+
+SCHEDULES = int(os.environ.get("RAILWIRE_FAULT_SCHEDULES", "60"))
+LAYERS, BLOCKS, BLOCK_TOKENS = 2, 16, 4
+LAYOUT = paged_instance(
+    stages=[range(LAYERS)],
+    model="m",
+    num_blocks=BLOCKS,
+    block_tokens=BLOCK_TOKENS,
+    kv_heads=1,
+    head_bytes=16,
+    kv="last",
+    placement="one",
+)
+PAGE = LAYOUT.ranks[0].layers[0].storages[0].page_stride
+LIVENESS = 0.25
+
+
+def pages_of(decoder: Decoder, block: int) -> list[np.ndarray[Any, Any]]:
+    """The bytes of one block in every layer."""
+    memory = decoder.regions[0][0].array
+    found = []
+    for layer in LAYOUT.ranks[0].layers:
+        base = min(storage.offset for storage in layer.storages)
+        found.append(memory[base + block * PAGE : base + (block + 1) * PAGE])
+    return found
+
+
+@dataclass
+class Worker:
+    """A prefiller and its page pool."""
+
+    name: str
+    prefiller: Prefiller
+    free: set[int] = field(default_factory=lambda: set(range(BLOCKS)))
+    alive: bool = True
+    frozen: bool = False
+
+    def idle(self) -> bool:
+        sender = self.prefiller.senders[0]
+        return sender.open_pushes == sender.open_tickets == 0
+
+
+@dataclass
+class Job:
+    worker: Worker
+    ticket: Ticket
+    tokens: int
+    dst: list[int]
+    push: Push | None = None
+    src: list[int] = field(default_factory=list)
+    end: int = 0
+    given_back: bool = False
+    source_back: bool = False
+
+    def state(self) -> str:
+        """For the message of a failure."""
+        deliveries = [] if self.push is None else [(d.state, d._under_way, d.reason) for d in self.push.deliveries]
+        return f"{self.ticket}, reusable {self.ticket.reusable.done()}, {self.push} {deliveries} on {self.worker.name}"
+
+
+def choose(pick: int, jobs: list[Job]) -> Job | None:
+    """What is drawn must not depend on what the threads have done meanwhile; what it means may."""
+    return jobs[pick % len(jobs)] if jobs else None
+
+
+class Faults(RuleBasedStateMachine):
+    @initialize(seed=st.integers(0, 2**31), delay=st.sampled_from([0.0, 500.0, 20_000.0]), proves=st.booleans())
+    def begin(self, seed: int, delay: float, proves: bool) -> None:
+        self.fabric = SimulatedFabric(
+            seed=seed, reorder=True, max_delay_us=delay, completion_proves_landing=proves, link_depth=4
+        )
+        self.made = 0
+        self.decoder = Decoder(LAYOUT, sim_nics(self.fabric, "d", 1), drain_timeout=LIVENESS, max_tickets=8)
+        self.free = set(range(BLOCKS))
+        self.workers = [self._worker(), self._worker()]
+        self.jobs: list[Job] = []
+        self.ids = 0
+
+    def _worker(self) -> Worker:
+        self.made += 1
+        name = f"p{self.made}-"
+        nics = sim_nics(self.fabric, name, 1)
+        return Worker(f"{name}0.0", Prefiller(LAYOUT, nics, fill=self.made, ticket_timeout=1.0))
+
+    # ---- ordinary life -----------------------------------------------------------------------------------------------
+    @rule(which=st.integers(0, 1), tokens=st.integers(1, 12), skip=st.booleans())
+    def request(self, which: int, tokens: int, skip: bool) -> None:
+        worker = self.workers[which]
+        count = -(-tokens // BLOCK_TOKENS)
+        if len(self.free) < count or len(self.jobs) >= 8 or not worker.alive:
+            return
+        dst = [self.free.pop() for _ in range(count)]
+        self.ids += 1
+        first = BLOCK_TOKENS if skip and tokens > BLOCK_TOKENS else 0
+        try:
+            receiver = self.decoder.receivers[0]
+            link = receiver.connect(worker.prefiller.descriptors, timeout=LIVENESS)
+            ticket = receiver.prepare(link, f"r{self.ids}", dst, tokens, first_token=first, timeout=2.0)
+        except RailwireError:
+            self.free.update(dst)  # nothing has gone out
+            return
+        self.jobs.append(Job(worker, ticket, tokens, dst))
+
+    @rule(pick=st.integers(0, 999))
+    def prefill_begins(self, pick: int) -> None:
+        job = choose(pick, [job for job in self.jobs if job.push is None])
+        if job is None:
+            return
+        worker, count = job.worker, -(-job.tokens // BLOCK_TOKENS)
+        if len(worker.free) < count:
+            return
+        job.src = [worker.free.pop() for _ in range(count)]
+        job.push = worker.prefiller.open(job.ticket.request_id, job.tokens, job.src)[0]
+
+    @rule(pick=st.integers(0, 999), share=st.floats(0, 1), layers=st.sampled_from([[0], [0, 1]]))
+    def computed(self, pick: int, share: float, layers: list[int]) -> None:
+        job = choose(pick, [job for job in self.jobs if job.push is not None])
+        if job is None:
+            return
+        job.end = max(job.end, round(share * job.tokens))
+        for layer in layers:
+            assert job.push is not None
+            job.push.layer_ready(layer, job.end)
+
+    @rule(which=st.integers(0, 1), tokens=st.integers(1, 12), share=st.floats(0.3, 1), wait=st.sampled_from([0, 30]))
+    def request_under_way(self, which: int, tokens: int, share: float, wait: int) -> None:
+        """Straight to where it is dangerous: its pages are on their way."""
+        before = len(self.jobs)
+        self.request(which, tokens, False)
+        if len(self.jobs) == before:
+            return
+        job = self.jobs[-1]
+        unbegun = [other for other in self.jobs if other.push is None]
+        self.prefill_begins(unbegun.index(job))
+        if job.push is None:
+            return
+        time.sleep(wait / 1e3)  # the ticket reaches the prefiller
+        job.end = round(share * tokens)
+        for layer in range(LAYERS):
+            job.push.layer_ready(layer, job.end)
+
+    @rule(milliseconds=st.sampled_from([0, 1, 5, 20]))
+    def time_passes(self, milliseconds: int) -> None:
+        time.sleep(milliseconds / 1e3)
+
+    # ---- faults ------------------------------------------------------------------------------------------------------
+    @rule(pick=st.integers(0, 999))
+    def decoder_cancels(self, pick: int) -> None:
+        job = choose(pick, self.jobs)
+        if job is not None:
+            job.ticket.cancel()
+
+    @rule(pick=st.integers(0, 999))
+    def prefiller_aborts(self, pick: int) -> None:
+        job = choose(pick, [job for job in self.jobs if job.push is not None])
+        if job is None:
+            return
+        assert job.push is not None
+        job.push.abort("aborted")
+
+    @rule(which=st.integers(0, 1), status=st.sampled_from(["remote_access", "unreachable", "local", "other"]))
+    def work_request_fails(self, which: int, status: Any) -> None:
+        self.fabric.fail_next(self.workers[which].name, 1, status)
+
+    @rule(which=st.integers(0, 1))
+    def prefiller_stops_or_goes_on(self, which: int) -> None:
+        worker = self.workers[which]
+        if not worker.alive:
+            return
+        worker.frozen = not worker.frozen
+        (self.fabric.freeze if worker.frozen else self.fabric.thaw)(worker.name)
+
+    @rule(which=st.integers(0, 1))
+    def prefiller_dies(self, which: int) -> None:
+        worker = self.workers[which]
+        if worker.alive:
+            if worker.frozen:  # a NIC that is frozen for ever gives no work request back: that is no death of a process
+                worker.frozen = False
+                self.fabric.thaw(worker.name)
+            self.fabric.kill(worker.name)
+            worker.alive = False
+
+    @rule(which=st.integers(0, 1))
+    def prefiller_restarts(self, which: int) -> None:
+        if not self.workers[which].alive and self.made < 5:
+            self._gone(self.workers[which])
+            self.workers[which] = self._worker()
+
+    # ---- what must hold ----------------------------------------------------------------------------------------------
+    @invariant()
+    def pages_come_back_and_stay_untouched(self) -> None:
+        if not hasattr(self, "jobs"):
+            return
+        for job in list(self.jobs):
+            self._take_back(job)
+        for block in self.free:
+            for page in pages_of(self.decoder, block):
+                assert (page == UNTOUCHED).all(), f"block {block} was given back, and written"
+
+    def _take_back(self, job: Job) -> None:
+        if job.ticket.reusable.done() and not job.given_back:
+            if job.ticket.done() and job.ticket.exception() is None:
+                tokens = range(job.ticket.first_token, job.tokens)
+                # The source may have been given back and is not written here, so it still holds what was sent.
+                assert same(job.worker.prefiller, self.decoder, job.src, job.dst, tokens)
+            for block in job.dst:
+                for page in pages_of(self.decoder, block):
+                    page[:] = UNTOUCHED
+            self.free.update(job.dst)
+            job.given_back = True
+        if job.push is not None and job.push.done.done() and not job.source_back:
+            job.worker.free.update(job.src)
+            job.source_back = True
+        if job.given_back and (job.source_back or job.push is None):
+            self.jobs.remove(job)
+
+    def _gone(self, worker: Worker) -> None:
+        """A worker's process has ended: its pages went with it."""
+        for job in self.jobs:
+            if job.worker is worker and not job.source_back and job.push is not None:
+                job.push.abort("gone")
+        worker.prefiller.close()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "jobs"):
+            return
+        try:
+            for worker in self.workers:
+                if worker.frozen and worker.alive:
+                    self.fabric.thaw(worker.name)
+            for job in self.jobs:
+                if job.push is None:
+                    job.worker.prefiller.senders[0].refuse(job.ticket.request_id, "the end")
+                else:
+                    job.push.abort("the end")
+            self._until(lambda: not self.jobs, "every ticket and push ends")
+            self._until(self.decoder.idle, "every slot comes back")
+            assert self.free == set(range(BLOCKS))
+            for worker in self.workers:
+                assert worker.free == set(range(BLOCKS))
+                self._until(worker.idle, "senders are empty")
+        finally:
+            for worker in self.workers:
+                worker.prefiller.close()
+            self.decoder.close()
+            self.fabric.close()
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + 10
+        while True:
+            self.pages_come_back_and_stay_untouched()
+            if condition():
+                return
+            assert time.monotonic() < end, f"{what}: {[job.state() for job in self.jobs]}"
+            time.sleep(0.005)
+
+
+TestFaults = Faults.TestCase
+TestFaults.settings = settings(
+    max_examples=SCHEDULES,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
