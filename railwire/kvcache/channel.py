@@ -20,7 +20,7 @@ log = logging.getLogger("railwire.kvcache")
 
 Handler = Callable[["Peer", Any], None]
 
-_FOR_SENDER = (messages.Hello, messages.Request, messages.Blocks, messages.Cancel)
+_FOR_SENDER = (messages.Hello, messages.Request, messages.Blocks, messages.Cancel, messages.Decline)
 
 
 class Channel:

@@ -74,8 +74,8 @@ class Delivery:
         self._posted: dict[int, int] = {}
         self._layers_left = set(destination.plan.steps) if request.first_token < request.num_tokens else set()
         self._tail_left = self.tail_region is not None
-        self._under_way: set[Transfer] = set()
-        self._tell = True
+        self.under_way: set[Transfer] = set()
+        """Posted and not ended: NICs may still read their source."""
         self.add_blocks(request.blocks)
 
     @property
@@ -155,7 +155,7 @@ class Delivery:
         self.settle()
 
     def _keep(self, transfer: Transfer, layer: int | None) -> None:
-        self._under_way.add(transfer)
+        self.under_way.add(transfer)
         self.nbytes += transfer.nbytes
         if self.push is not None and layer is not None:
             self.push.timeline.posted(layer, transfer.nbytes)
@@ -163,7 +163,7 @@ class Delivery:
 
     def _on_transfer(self, transfer: Transfer, layer: int | None) -> None:
         with self.sender.lock:
-            self._under_way.discard(transfer)
+            self.under_way.discard(transfer)
             error = transfer.exception()
             if error is None and self.push is not None and layer is not None:
                 self.push.timeline.landed(layer, time.monotonic())
@@ -195,13 +195,13 @@ class Delivery:
         self.by_receiver = by_receiver
         if self.deadline is not None:
             self.deadline.cancel()
-        for transfer in list(self._under_way):
+        for transfer in list(self.under_way):
             transfer.cancel()
         self.settle()
 
     def settle(self) -> None:
         """Ends it if nothing is left to do."""
-        if self._under_way:
+        if self.under_way:
             return
         if self.state == "stopping":
             self.state = "stopped"

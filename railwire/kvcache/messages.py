@@ -1,7 +1,7 @@
 """What the two ends of a KV-cache transfer say to each other, over the engine's messages.
 
-Receiver (decode) to sender (prefill): ``Hello``, ``Request``, ``Blocks``, ``Cancel``. Sender to receiver: ``Welcome``,
-``Refused``, ``Ended``, ``Sums``. The engine delivers messages between two incarnations in order and once.
+Receiver (decode) to sender (prefill): ``Hello``, ``Request``, ``Blocks``, ``Cancel``, ``Decline``. Sender to receiver:
+``Welcome``, ``Refused``, ``Ended``, ``Sums``. The engine delivers messages between two incarnations in order and once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 
 from railwire.errors import DescriptorError
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"RWKV"
 MAX_LAYOUT_BYTES = 8 << 20
 BLOCKS_PER_MESSAGE = 12_000  # of 4 bytes each: a message has at most 60 KiB
@@ -79,6 +79,13 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):
     ticket: int
 
 
+class Decline(msgspec.Struct, tag="decline", frozen=True, array_like=True):
+    """The receiver will send no ticket for this request: it has the KV already, or wants it no more."""
+
+    request_id: str
+    reason: str
+
+
 class Ended(msgspec.Struct, tag="ended", frozen=True, array_like=True):
     """Nothing of this ticket is under way any more, and nothing of it will land. The negative completion of a ticket
     that failed, and the answer to ``Cancel``."""
@@ -95,7 +102,7 @@ class Sums(msgspec.Struct, tag="sums", frozen=True, array_like=True):
     sums: bytes
 
 
-Message = Hello | Welcome | Refused | Request | Blocks | Cancel | Ended | Sums
+Message = Hello | Welcome | Refused | Request | Blocks | Cancel | Decline | Ended | Sums
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from railwire.errors import RailwireError
 from railwire.kvcache.errors import PushAborted, PushCancelled, PushError
 from railwire.kvcache.outcome import Outcome
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from railwire.kvcache.delivery import Delivery
     from railwire.kvcache.sender import Sender
     from railwire.memory import MemoryRegion, RegionSlice
+    from railwire.transfer import Transfer
 
 
 @dataclass
@@ -139,6 +141,43 @@ class Push:
             self._expected = len(self.deliveries)
             self._settle()
 
+    def decline(self, reason: str) -> None:
+        """A decoder wants it no more: ends with PushCancelled, unless tickets have come (they have ends of their
+        own)."""
+        with self._sender.lock:
+            if self.done.done() or self.deliveries or self._error is not None:
+                return
+            self._error = PushCancelled(f"request {self.request_id}: {reason}", request_id=self.request_id)
+            self._settle()
+
+    def withdraw_blocks(self, timeout: float) -> bool:
+        """Takes the blocks away, as an engine does that preempts the request: nothing more is posted from them, and
+        what has been posted is waited for. What decoders have got they keep; after the next ``append_blocks()``, which
+        begins at token 0 again, ``layer_ready()`` goes on from there.
+
+        Args:
+            timeout: seconds for what is under way. What takes longer is cancelled, and the push aborted; that ends
+                within the engine's own bounds.
+
+        Returns whether the push can go on. Either way no NIC reads the blocks when this returns.
+        """
+        with self._sender.lock:
+            self._table = np.zeros(0, dtype=np.int64)
+            self._ready.clear()
+            if any(delivery.request.checksum and delivery.nbytes for delivery in self.deliveries):
+                # Computed again, KV may differ in its last bits from what has been sent; the sums would not match.
+                self.abort("its blocks were needed before it was done, and checksums were asked for")
+            under_way = [transfer for delivery in self.deliveries for transfer in delivery.under_way]
+        deadline = time.monotonic() + timeout
+        try:
+            for transfer in under_way:
+                _ended(transfer, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self.abort("its blocks were needed, and the decoder took too long")
+            for transfer in under_way:
+                _ended(transfer, None)
+        return self._error is None and not self.done.done()
+
     def __repr__(self) -> str:
         return f"<Push of request {self.request_id}, {len(self.deliveries)} tickets>"
 
@@ -195,3 +234,11 @@ class Push:
             self.done._fail(self._error)
         else:
             self.done._resolve(None)
+
+
+def _ended(transfer: Transfer, timeout: float | None) -> None:
+    """Waits until no NIC reads its source; how it ended is the delivery's affair."""
+    try:
+        transfer.wait(timeout)
+    except RailwireError:
+        pass

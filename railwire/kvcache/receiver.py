@@ -262,6 +262,13 @@ class Receiver:
             ticket.start(tail, checksum, timeout)
             return ticket
 
+    def decline(self, link: Link, request_id: str, reason: str = "the decoder does not need it") -> None:
+        """Tells a prefill instance that no ticket will come for this request, so that it lets go of the source pages
+        now instead of after its ``ticket_timeout``. Its push ends with PushCancelled. Returns at once; a lost
+        instance is no error."""
+        for source in link.sources:
+            self.channel.send(source.peer, messages.Decline(request_id, reason[: messages.MAX_REASON]))
+
     @property
     def open_tickets(self) -> int:
         """Tickets whose pages may still be written."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from railwire.memory import MemoryRegion
     from railwire.peer import Peer
 
-_REMEMBERED = 4096  # requests that were aborted before their ticket came
+_REMEMBERED = 4096  # requests that were aborted before their ticket came, or declined before they were opened
 
 
 class Sender:
@@ -79,6 +79,7 @@ class Sender:
         self._unmatched: dict[str, list[Delivery]] = {}
         self._pushes: dict[str, Push] = {}
         self._aborted: OrderedDict[str, str] = OrderedDict()
+        self._declined: OrderedDict[str, str] = OrderedDict()
         if self.channel.sender is not None:
             raise RailwireError("this engine has a sender already")
         self.channel.sender = self._on_message
@@ -110,7 +111,10 @@ class Sender:
             self._aborted.pop(request_id, None)
             for delivery in self._unmatched.pop(request_id, []):
                 self._attach(delivery, push)
-            if not push.deliveries:
+            declined = self._declined.pop(request_id, None)
+            if declined is not None:
+                push.decline(declined)
+            elif not push.deliveries:
                 push.deadline = self.clock.after(self.ticket_timeout, lambda: self._nobody_asked(push))
             return push
 
@@ -177,6 +181,15 @@ class Sender:
         while len(self._aborted) > _REMEMBERED:
             self._aborted.popitem(last=False)
 
+    def _on_decline(self, request_id: str, reason: str) -> None:
+        push = self._pushes.get(request_id)
+        if push is not None:
+            push.decline(reason)
+            return
+        self._declined[request_id] = reason
+        while len(self._declined) > _REMEMBERED:
+            self._declined.popitem(last=False)
+
     def forget_push(self, push: Push) -> None:
         if self._pushes.get(push.request_id) is push:
             del self._pushes[push.request_id]
@@ -200,6 +213,8 @@ class Sender:
                 delivery = self._deliveries.get((peer.id, message.ticket))
                 if delivery is not None and delivery.add_blocks(message.blocks):
                     self._match(delivery)
+            elif isinstance(message, messages.Decline):
+                self._on_decline(message.request_id, message.reason[: messages.MAX_REASON])
             elif isinstance(message, messages.Cancel):
                 delivery = self._deliveries.get((peer.id, message.ticket))
                 if delivery is None:
