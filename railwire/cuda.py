@@ -1,4 +1,5 @@
-"""GPU memory as the NICs want it: a dma-buf file descriptor, obtained from the CUDA driver (no CUDA at build time)."""
+"""What Railwire asks of the CUDA driver, which is opened when it is first wanted (no CUDA at build time): dma-bufs of
+GPU memory, for NICs; and words of host memory that a stream writes to, for watchers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,18 @@ from railwire.errors import ConfigurationError
 _DMA_BUF_FD = 1  # CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
 
 
+_HOST_REGISTER_DEVICEMAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
+_ALREADY_REGISTERED = 712  # CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+
+
+def _driver() -> ctypes.CDLL:
+    """Raises ConfigurationError: there is no CUDA driver."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ConfigurationError(f"GPU memory needs the CUDA driver: {error}") from error
+
+
 def export_dmabuf(address: int, nbytes: int) -> tuple[int, int]:
     """A dma-buf of the pages around ``[address, address + nbytes)``, and where the range begins in it.
 
@@ -18,10 +31,7 @@ def export_dmabuf(address: int, nbytes: int) -> tuple[int, int]:
     Raises:
         ConfigurationError: there is no CUDA driver.
     """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise ConfigurationError(f"GPU memory needs the CUDA driver: {error}") from error
+    driver = _driver()
     if not hasattr(driver, "cuMemGetHandleForAddressRange"):
         return -1, 0
     page = os.sysconf("SC_PAGE_SIZE")
@@ -37,3 +47,54 @@ def export_dmabuf(address: int, nbytes: int) -> tuple[int, int]:
 def close_dmabuf(fd: int) -> None:
     """The NICs hold references of their own once they have registered it."""
     os.close(fd)
+
+
+class StreamWord:
+    """A 64-bit word of host memory, such as a watcher's, that CUDA streams write to in their own order.
+
+    Args:
+        address: of the word; its page is registered with the current CUDA context.
+
+    Raises:
+        ConfigurationError: no CUDA driver, no current context, or memory that it does not take.
+    """
+
+    def __init__(self, address: int) -> None:
+        self._library = _driver()
+        self._page = address // os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PAGE_SIZE")
+        status = self._library.cuMemHostRegister_v2(
+            ctypes.c_void_p(self._page), ctypes.c_size_t(os.sysconf("SC_PAGE_SIZE")), _HOST_REGISTER_DEVICEMAP
+        )
+        self._registered = status == 0
+        if status not in (0, _ALREADY_REGISTERED):
+            raise ConfigurationError(f"registering a word of host memory: {self._name(status)}")
+        device = ctypes.c_uint64(0)
+        status = self._library.cuMemHostGetDevicePointer_v2(ctypes.byref(device), ctypes.c_void_p(address), 0)
+        if status != 0:
+            self.close()
+            raise ConfigurationError(f"the device's address of a word of host memory: {self._name(status)}")
+        self._device = device
+
+    def write(self, value: int, stream: int) -> None:
+        """Enqueues the write behind everything that is on the stream (a ``CUstream`` handle; a graph that is being
+        captured from it gets a node). Does not wait.
+
+        Raises:
+            ConfigurationError: what the driver says.
+        """
+        status = self._library.cuStreamWriteValue64_v2(
+            ctypes.c_void_p(stream), self._device, ctypes.c_uint64(value), 0
+        )
+        if status != 0:
+            raise ConfigurationError(f"writing a word from a stream: {self._name(status)}")
+
+    def close(self) -> None:
+        """The word's memory may go after this. No stream may have a write to it outstanding."""
+        if self._registered:
+            self._registered = False
+            self._library.cuMemHostUnregister(ctypes.c_void_p(self._page))
+
+    def _name(self, status: int) -> str:
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorName(status, ctypes.byref(text))
+        return f"{(text.value or b'unknown error').decode()} ({status})"

@@ -26,11 +26,11 @@ from railwire.kvcache.router import (
 )
 from railwire.runner import Tokenizer
 from railwire.serve import openai
+from railwire.serve.by_api import ApiTransport
 from railwire.serve.config import RouterConfig, open_membership
 from railwire.serve.openai import ApiError, Completion
 from railwire.serve.process import new_registry, serve
 from railwire.serve.text import StopText, load_tokenizer
-from railwire.serve.transport import HttpTransport
 
 log = logging.getLogger("railwire.serve")
 
@@ -63,7 +63,7 @@ class RouterService:
         self.draining = False
         self.changed = asyncio.Event()
         self.tokenizer = load_tokenizer(config.runner, config.model, config.options)
-        self.transport = HttpTransport(silence=config.event_timeout)
+        self.transport = ApiTransport(silence=config.event_timeout)
         self.router = Router(
             membership,
             self.transport,

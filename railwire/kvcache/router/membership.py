@@ -20,6 +20,7 @@ log = logging.getLogger("railwire.kvcache.router")
 
 Role = Literal["prefill", "decode"]
 State = Literal["ready", "draining"]
+Api = Literal["railwire", "openai"]
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -38,6 +39,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: of this life of the instance; a restarted one has another.
         url: where its HTTP side is, such as ``http://10.0.0.7:8100``.
+        api: how requests reach it: "railwire" (its own /prefill and /decode) or "openai" (/v1/completions of an engine
+            with the Railwire connector).
         model: the name that clients use.
         fingerprint: of config and weights; only equal ones can exchange KV.
         ranks: one descriptor per rank; empty for a decoder.
@@ -58,6 +61,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     vocab: int
     ranks: tuple[bytes, ...] = ()
     incarnation: str = ""
+    api: Api = "railwire"
     state: State = "ready"
     load: int = 0
 

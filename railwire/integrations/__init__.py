@@ -1,0 +1,1 @@
+"""Adapters: Railwire inside other people's engines. They import the applications; nothing imports them."""
