@@ -82,9 +82,7 @@ class StreamWord:
         Raises:
             ConfigurationError: what the driver says.
         """
-        status = self._library.cuStreamWriteValue64_v2(
-            ctypes.c_void_p(stream), self._device, ctypes.c_uint64(value), 0
-        )
+        status = self._library.cuStreamWriteValue64_v2(ctypes.c_void_p(stream), self._device, ctypes.c_uint64(value), 0)
         if status != 0:
             raise ConfigurationError(f"writing a word from a stream: {self._name(status)}")
 

@@ -52,9 +52,7 @@ def move(prefiller: Prefiller, src: list[int], dst: list[int]) -> None:
 
 @pytest.mark.parametrize("first", [0, 9, 16, TOKENS])
 @pytest.mark.parametrize("late", [False, True], ids=["ticket-first", "ticket-last"])
-def test_a_preempted_request_goes_on_from_other_blocks(
-    pair: tuple[Prefiller, Decoder], first: int, late: bool
-) -> None:
+def test_a_preempted_request_goes_on_from_other_blocks(pair: tuple[Prefiller, Decoder], first: int, late: bool) -> None:
     prefiller, decoder = pair
     want = Prefiller(shape(), sim_nics(SimulatedFabric(), "w", 1))  # the same bytes, that stay
     tickets = [] if late else decoder.prepare(prefiller, "r", DST, TOKENS)
@@ -106,9 +104,7 @@ def test_blocks_are_not_given_up_while_a_nic_reads_them(
     ticket.wait(5)
 
 
-def test_a_decoder_that_takes_too_long_loses_the_push(
-    pair: tuple[Prefiller, Decoder], fabric: SimulatedFabric
-) -> None:
+def test_a_decoder_that_takes_too_long_loses_the_push(pair: tuple[Prefiller, Decoder], fabric: SimulatedFabric) -> None:
     prefiller, decoder = pair
     (ticket,) = decoder.prepare(prefiller, "r", DST, TOKENS)
     (push,) = prefiller.open("r", TOKENS, SRC)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from railwire.serve.config import WorkerConfig
 
 app = typer.Typer(no_args_is_help=True, help="Serve a model with prefill and decode in different processes.")
 
@@ -26,9 +29,16 @@ Registry = _option(
 Ttl = _option(5.0, "--ttl", "Seconds after which a silent worker is no member any more.", min=1.0)
 Drain = _option(30.0, "--drain-timeout", "Seconds that running requests have to end after SIGTERM.", min=0.0)
 LogLevel = _option("info", "--log-level", "debug, info, warning or error.")
-RunnerName = _option("reference", "--runner", "Model runner.")
-Model = _option("smollm2", "--model", "smollm2, tiny (random weights), or the path of a GGUF file.")
-Options = _option([], "--runner-option", "NAME=VALUE for the runner, such as num_blocks=1024; repeatable.")
+RunnerName = _option("reference", "--runner", "reference or vllm (docs/vllm.md).")
+Model = _option(
+    "smollm2", "--model", "smollm2, tiny (random weights), or the path of a GGUF file; for vllm: its model folder."
+)
+Options = _option(
+    [],
+    "--runner-option",
+    "NAME=VALUE for the runner, such as num_blocks=1024; for vllm: a flag of vllm serve, max-model-len=2048 or "
+    "enforce-eager=true; repeatable.",
+)
 ModelName = _option("", "--model-name", "What clients call the model; default: that of --model.")
 Nics = _option([], "--nic", "NIC of the engine, such as tcp://127.0.0.1 or shm; repeatable; default: automatic.")
 Device = _option("cpu", "--device", "cpu or cuda:N: which NICs are near.")
@@ -58,6 +68,23 @@ def _parse_options(pairs: list[str]) -> dict[str, Any]:
         raise typer.BadParameter(str(error)) from error
 
 
+def _run_worker(role: Literal["prefill", "decode"], config: WorkerConfig) -> None:
+    from railwire.serve.process import run
+
+    if config.runner == "vllm":
+        from railwire.serve import vllm
+
+        run(lambda: vllm.main(config, role), config.log_level)
+    elif role == "prefill":
+        from railwire.serve import prefill as prefill_worker
+
+        run(lambda: prefill_worker.main(config), config.log_level)
+    else:
+        from railwire.serve import decode as decode_worker
+
+        run(lambda: decode_worker.main(config), config.log_level)
+
+
 @app.command()
 def prefill(
     host: str = Host,
@@ -82,36 +109,32 @@ def prefill(
 ) -> None:
     """Run a prefill worker: computes the KV of prompts and pushes it to decode workers, layer by layer."""
     _check_installed()
-    from railwire.serve import prefill as worker
     from railwire.serve.config import WorkerConfig
-    from railwire.serve.process import run
 
     options = _parse_options(runner_option)
-    run(
-        lambda: worker.main(
-            WorkerConfig(
-                membership=membership,
-                host=host,
-                port=port,
-                advertise=advertise,
-                ttl=ttl,
-                drain_timeout=drain_timeout,
-                log_level=log_level,
-                runner=runner,
-                model=model,
-                options=options,
-                model_name=model_name,
-                nics=tuple(nic),
-                device=device,
-                liveness=liveness,
-                secret=secret,
-                ticket_timeout=ticket_timeout,
-                block_timeout=block_timeout,
-                max_waiting=max_waiting,
-                chunk=chunk,
-            )
+    _run_worker(
+        "prefill",
+        WorkerConfig(
+            membership=membership,
+            host=host,
+            port=port,
+            advertise=advertise,
+            ttl=ttl,
+            drain_timeout=drain_timeout,
+            log_level=log_level,
+            runner=runner,
+            model=model,
+            options=options,
+            model_name=model_name,
+            nics=tuple(nic),
+            device=device,
+            liveness=liveness,
+            secret=secret,
+            ticket_timeout=ticket_timeout,
+            block_timeout=block_timeout,
+            max_waiting=max_waiting,
+            chunk=chunk,
         ),
-        log_level,
     )
 
 
@@ -139,36 +162,32 @@ def decode(
 ) -> None:
     """Run a decode worker: takes the KV of prompts from prefill workers, and generates."""
     _check_installed()
-    from railwire.serve import decode as worker
     from railwire.serve.config import WorkerConfig
-    from railwire.serve.process import run
 
     options = _parse_options(runner_option)
-    run(
-        lambda: worker.main(
-            WorkerConfig(
-                membership=membership,
-                host=host,
-                port=port,
-                advertise=advertise,
-                ttl=ttl,
-                drain_timeout=drain_timeout,
-                log_level=log_level,
-                runner=runner,
-                model=model,
-                options=options,
-                model_name=model_name,
-                nics=tuple(nic),
-                device=device,
-                liveness=liveness,
-                secret=secret,
-                block_timeout=block_timeout,
-                max_waiting=max_waiting,
-                max_batch=max_batch,
-                checksum=checksum,
-            )
+    _run_worker(
+        "decode",
+        WorkerConfig(
+            membership=membership,
+            host=host,
+            port=port,
+            advertise=advertise,
+            ttl=ttl,
+            drain_timeout=drain_timeout,
+            log_level=log_level,
+            runner=runner,
+            model=model,
+            options=options,
+            model_name=model_name,
+            nics=tuple(nic),
+            device=device,
+            liveness=liveness,
+            secret=secret,
+            block_timeout=block_timeout,
+            max_waiting=max_waiting,
+            max_batch=max_batch,
+            checksum=checksum,
         ),
-        log_level,
     )
 
 

@@ -36,12 +36,11 @@ def export(model: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Non
     }
     for layer in range(config.layers):
         name, base = f"{layer}.", f"model.layers.{layer}."
-        rows = tensors[name + "qkv"].split([q, kv, kv])
-        for part, matrix in zip("qkv", rows, strict=True):
+        fused = tensors[name + "qkv"]
+        for part, matrix in (("q", fused[:q]), ("k", fused[q : q + kv]), ("v", fused[q + kv :])):
             out[f"{base}self_attn.{part}_proj.weight"] = matrix
-        gate, up = tensors[name + "gate_up"].split(config.intermediate)
-        out[base + "mlp.gate_proj.weight"] = gate
-        out[base + "mlp.up_proj.weight"] = up
+        out[base + "mlp.gate_proj.weight"] = tensors[name + "gate_up"][: config.intermediate]
+        out[base + "mlp.up_proj.weight"] = tensors[name + "gate_up"][config.intermediate :]
         out[base + "mlp.down_proj.weight"] = tensors[name + "down"]
         out[base + "self_attn.o_proj.weight"] = tensors[name + "o"]
         out[base + "input_layernorm.weight"] = tensors[name + "attn_norm"]

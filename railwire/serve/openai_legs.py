@@ -89,9 +89,7 @@ class OpenAiTransport:
         timeout = aiohttp.ClientTimeout(total=leg.timeout + 5.0, sock_connect=self._connect_timeout)
         given = 0
         try:
-            post = self._open().post(
-                f"{member.url}/v1/completions", json=body, timeout=timeout, read_bufsize=_MAX_LINE
-            )
+            post = self._open().post(f"{member.url}/v1/completions", json=body, timeout=timeout, read_bufsize=_MAX_LINE)
             # Already its first answer may take as long as the pages do.
             pending: asyncio.Future[Any] = asyncio.ensure_future(_begin(post))
             try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from railwire.errors import ConfigurationError
 from railwire.runner import Detokenizer, Tokenizer
 from railwire.serve.config import create_runner
 
@@ -44,7 +46,19 @@ def _byte(token: int) -> bytes:
 
 
 def load_tokenizer(runner: str, model: str, options: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a model. Its runner is made for that, with the smallest cache there is, and let go."""
+    """The tokenizer of a model. Its runner is made for that, with the smallest cache there is, and let go; of a vLLM
+    model, whose runner is a server of its own, the folder is read.
+
+    Raises:
+        ConfigurationError: no such model, or a folder without a tokenizer.
+    """
+    if runner == "vllm":
+        from railwire.runner.tokenizer_file import FolderTokenizer
+
+        try:
+            return FolderTokenizer(Path(model))
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigurationError(str(error)) from error
     made = create_runner(runner, model, {**options, "num_blocks": 1})
     return made.tokenizer or ByteTokenizer()
 

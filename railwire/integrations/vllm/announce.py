@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
 import aiohttp
+from vllm.logger import init_logger
 
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.options import Options
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from railwire.integrations.vllm.scheduler import SchedulerHalf
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 _PROBE_SECONDS = 2.0
 
@@ -71,9 +71,7 @@ class Announcer:
         finally:
             await membership.close()
 
-    async def _until(
-        self, http: aiohttp.ClientSession, *, well: bool, changed: asyncio.Event | None = None
-    ) -> None:
+    async def _until(self, http: aiohttp.ClientSession, *, well: bool, changed: asyncio.Event | None = None) -> None:
         """Ends when the server answers (or no longer does). ``changed`` is set when draining begins or ends."""
         misses = 0
         draining = self._draining

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from vllm.logger import init_logger
 
 from railwire.cuda import StreamWord
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.stats import RailwireStats
 from railwire.kvcache import LayerWatcher, Push, Sender
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 Items = Sequence[tuple[Push, int]]
 

@@ -105,7 +105,7 @@ def describe(
         if begin not in places:
             places[begin] = len(places)
             flat = torch.empty(0, dtype=torch.uint8, device=cache.device)
-            regions[begin] = flat.set_(memory)  # type: ignore[call-overload]
+            regions[begin] = flat.set_(memory)
         size = cache.element_size()
         page, head, token = (view.stride(axis) * size for axis in (0, 1, 2))
         storage = Storage(places[begin], cache.data_ptr() - begin, page, token, head, first, held)

@@ -48,7 +48,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive")
         if self.membership and not self.url.startswith(("http://", "https://")):
-            raise ValueError("membership needs url: where the router reaches this instance, such as http://10.0.0.7:8000")
+            raise ValueError(
+                "membership needs url: where the router reaches this instance, such as http://10.0.0.7:8000"
+            )
 
 
 def parse_options(extra_config: dict[str, Any]) -> Options:

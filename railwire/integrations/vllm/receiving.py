@@ -6,11 +6,12 @@ quiet (nobody can write its pages any more) -> reported, once. A cancel at any o
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
 
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.sending import expand
@@ -20,7 +21,7 @@ from railwire.kvcache import Receiver, Ticket, TicketCancelled
 if TYPE_CHECKING:
     from railwire.integrations.vllm.steps import Decline, Receive, Step
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 _CONNECTORS = 8  # handshakes at a time; known prefillers take none
 
@@ -113,9 +114,7 @@ class Receiving:
 
     def _decline(self, decline: Decline) -> None:
         try:
-            self.receiver.decline(
-                self.receiver.connect(decline.prefiller.ranks), decline.transfer_id, decline.reason
-            )
+            self.receiver.decline(self.receiver.connect(decline.prefiller.ranks), decline.transfer_id, decline.reason)
         except (RailwireError, ValueError) as error:
             # Its own time-out lets the prefiller go.
             log.info("railwire: cannot decline %s: %s", decline.transfer_id, error)

@@ -11,10 +11,10 @@ there until the workers report it sent, which they do exactly once. A request of
 from __future__ import annotations
 
 import base64
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
 from railwire.integrations.vllm.layout import only_group
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 
 @dataclass
@@ -68,10 +68,9 @@ class SchedulerHalf:
             return
         if prefill is not None and count > 0:
             self._prefills[request.request_id] = _Prefill(request, prefill, count)
-        if decode is not None:
-            if count > 0:
-                self._decodes[request.request_id] = decode
-            # A prompt of one token has nothing to fetch, and a prefiller nothing to push.
+        # A prompt of one token has nothing to fetch, and a prefiller nothing to push.
+        if decode is not None and count > 0:
+            self._decodes[request.request_id] = decode
 
     @property
     def queued_tokens(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from vllm.logger import init_logger
 
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.layers import LayerClock
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from railwire.integrations.vllm.steps import SendStep, Step
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 
 @dataclass

@@ -52,7 +52,7 @@ class TransferStats(KVConnectorStats):
             self.reset()
 
     def reset(self) -> None:
-        self.data = {**{name: [] for name in _LISTS}, **dict.fromkeys(_COUNTS, 0)}
+        self.data: dict[str, Any] = {**{name: [] for name in _LISTS}, **dict.fromkeys(_COUNTS, 0)}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         for name in _LISTS:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from vllm.logger import init_logger
 
 from railwire import TransferEngine
 from railwire.errors import ConfigurationError, RailwireError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-log = logging.getLogger("railwire.integrations.vllm")
+log = init_logger("vllm.railwire")
 
 
 class WorkerHalf:
@@ -64,7 +64,7 @@ class WorkerHalf:
                 list(options.nics) or "auto",
                 secret=options.secret or None,
                 liveness=options.liveness,
-                name=f"vllm:{self.vllm_config.kv_transfer_config.kv_role}:{rank}",  # type: ignore[union-attr]
+                name=f"vllm:{self.vllm_config.kv_transfer_config.kv_role}:{rank}",
             )
         regions = [self.engine.register(region) for region in caches.regions]
         self._layers = caches.layers
