@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.railwire-ready
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-native lint format sanitize bench clean
+.PHONY: setup demo test test-slow test-faults test-vllm test-native lint format sanitize bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,11 @@ test-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
 	$(BIN)/cmake --build build/native -- --quiet
 	build/native/railwire_tests
+
+# The vLLM connector against real engines; its own environment, 2.7 GB.
+test-vllm: setup
+	scripts/setup-vllm.sh
+	.venv-vllm/bin/python -m pytest tests/vllm_engine
 
 lint: setup
 	$(BIN)/ruff check .

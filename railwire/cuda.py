@@ -75,9 +75,14 @@ class StreamWord:
             raise ConfigurationError(f"the device's address of a word of host memory: {self._name(status)}")
         self._device = device
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        """The word as an array of one int64 on the device, for kernels: ``torch.as_tensor(word, device="cuda")``. A
+        captured graph needs a kernel that increments it; :meth:`write` would write the same value at each replay."""
+        return {"shape": (1,), "typestr": "<i8", "data": (self._device.value, False), "version": 3, "strides": None}
+
     def write(self, value: int, stream: int) -> None:
-        """Enqueues the write behind everything that is on the stream (a ``CUstream`` handle; a graph that is being
-        captured from it gets a node). Does not wait.
+        """Enqueues the write behind everything that is on the stream (a ``CUstream`` handle). Does not wait.
 
         Raises:
             ConfigurationError: what the driver says.

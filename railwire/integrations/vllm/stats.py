@@ -33,6 +33,13 @@ _COUNTS = {
     "cancelled_pushes": "Requests whose KV the decoder wanted no more.",
     "preempted_pushes": "Pushes whose blocks vLLM took away before they were done.",
 }
+_GAUGES = {
+    "open_pushes": "Requests whose blocks are held for decoders.",
+    "open_receives": "Requests that wait for their KV.",
+    "open_tickets": "Tickets whose pages may be written.",
+    "used_immediates": "Immediates that tickets hold.",
+    "regions": "Memory regions registered with the transfer engine.",
+}
 _BUCKETS = {
     "receive_seconds": [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
     "receive_bytes": [float(2**exponent) for exponent in range(14, 36, 2)],
@@ -44,7 +51,8 @@ _BUCKETS = {
 
 
 class TransferStats(KVConnectorStats):
-    """The container that vLLM hands around; see ``_LISTS`` and ``_COUNTS`` for its keys."""
+    """The container that vLLM hands around; see ``_LISTS``, ``_COUNTS`` and ``_GAUGES`` for its keys.
+    A gauge is there when it has changed."""
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
         super().__init__(data or {})
@@ -59,6 +67,7 @@ class TransferStats(KVConnectorStats):
             self.data[name] = [*self.data[name], *other.data.get(name, [])]
         for name in _COUNTS:
             self.data[name] += other.data.get(name, 0)
+        self.data.update({name: other.data[name] for name in _GAUGES if name in other.data})
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -81,7 +90,7 @@ class TransferStats(KVConnectorStats):
         return summary
 
     def is_empty(self) -> bool:
-        return not any(self.data[name] for name in (*_LISTS, *_COUNTS))
+        return not any(self.data[name] for name in (*_LISTS, *_COUNTS)) and not self.data.keys() & _GAUGES.keys()
 
 
 class RailwireStats:
@@ -90,6 +99,7 @@ class RailwireStats:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = TransferStats()
+        self._gauges: dict[str, int] = {}
 
     def count(self, name: str) -> None:
         with self._lock:
@@ -112,6 +122,13 @@ class RailwireStats:
     def step(self, seconds: float) -> None:
         with self._lock:
             self._now.data["step_seconds"].append(seconds)
+
+    def gauges(self, values: dict[str, int]) -> None:
+        """Of now; what has not changed is not told again."""
+        with self._lock:
+            changed = {name: value for name, value in values.items() if self._gauges.get(name) != value}
+            self._now.data.update(changed)
+            self._gauges.update(changed)
 
     def take(self) -> TransferStats | None:
         with self._lock:
@@ -141,6 +158,11 @@ class RailwirePromMetrics(KVConnectorPromMetrics):
         for name, text in _COUNTS.items():
             counter = self._counter_cls(name=f"vllm:railwire_{name}", documentation=text, labelnames=labelnames)
             self._metrics[name] = create_metric_per_engine(counter, per_engine_labelvalues)
+        for name, text in _GAUGES.items():
+            gauge = self._gauge_cls(
+                name=f"vllm:railwire_{name}", documentation=text, labelnames=labelnames, multiprocess_mode="mostrecent"
+            )
+            self._metrics[name] = create_metric_per_engine(gauge, per_engine_labelvalues)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         for name in _LISTS:
@@ -149,3 +171,6 @@ class RailwirePromMetrics(KVConnectorPromMetrics):
         for name in _COUNTS:
             if transfer_stats_data.get(name):
                 self._metrics[name][engine_idx].inc(transfer_stats_data[name])
+        for name in _GAUGES:
+            if name in transfer_stats_data:
+                self._metrics[name][engine_idx].set(transfer_stats_data[name])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
-from railwire import TransferEngine
+from railwire import MemoryRegion, TransferEngine
 from railwire.errors import ConfigurationError, RailwireError
 from railwire.integrations.vllm.layers import CpuClock, CudaClock, LayerClock
 from railwire.integrations.vllm.layout import describe, fingerprint, gather
@@ -44,6 +44,7 @@ class WorkerHalf:
         self.receiving: Receiving | None = None
         self.handshake: Handshake | None = None
         self._layers: dict[str, int] = {}
+        self._regions: list[MemoryRegion] = []
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Opens the engine and registers the caches with its NICs.
@@ -67,6 +68,7 @@ class WorkerHalf:
                 name=f"vllm:{self.vllm_config.kv_transfer_config.kv_role}:{rank}",
             )
         regions = [self.engine.register(region) for region in caches.regions]
+        self._regions = regions
         self._layers = caches.layers
         descriptor = b""
         if self.sends:
@@ -136,7 +138,19 @@ class WorkerHalf:
         """(sent, received, of these: failed)."""
         sent = self.sending.finished(ended_requests) if self.sending is not None else set()
         received, failed = self.receiving.finished() if self.receiving is not None else (set(), set())
+        self.stats.gauges(self._gauges())
         return sent, received, failed
+
+    def _gauges(self) -> dict[str, int]:
+        gauges = {"regions": len(self._regions)}
+        if self.sending is not None:
+            gauges["open_pushes"] = self.sending.open_requests
+        if self.receiving is not None:
+            receiver = self.receiving.receiver
+            gauges["open_receives"] = self.receiving.open_requests
+            gauges["open_tickets"] = receiver.open_tickets
+            gauges["used_immediates"] = receiver.slots.count - receiver.slots.free
+        return gauges
 
     def close(self) -> None:
         for part in (self.receiving, self.sending, self.engine):
