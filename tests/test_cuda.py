@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    pytest.skip("there is no GPU here", allow_module_level=True)
-
 from railwire import TransferEngine
 from railwire.cuda import StreamWord
 from railwire.kvcache import InstanceLayout, LayerWatcher, Receiver, Sender, paged_instance
 from railwire.testing import SimulatedFabric
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 LAYERS, BLOCKS = 8, 64
 SHAPE = {"model": "m", "kv_heads": 4, "head_bytes": 256, "num_blocks": BLOCKS, "block_tokens": 16, "placement": "one"}

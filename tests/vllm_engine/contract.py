@@ -100,6 +100,7 @@ class Engine:
         self.received: set[str] = set()
         self.failed: set[str] = set()
         self.preempted: set[str] = set()
+        self.taken_away: list[int] = []
         self.done: dict[str, Any] = {}
         self.handed_on: dict[str, dict[str, Any] | None] = {}
 
@@ -200,8 +201,11 @@ class Engine:
             self.finish(req, RequestStatus.FINISHED_ABORTED)
 
     def preempt(self, req: Req) -> None:
+        """The blocks are free at once; what was in them is gone when the next step runs, after handle_preemptions()."""
         self.running.remove(req)
-        self._release(req)
+        self.free += req.blocks
+        self.taken_away += req.blocks
+        req.blocks = []
         req.status, req.num_computed_tokens = RequestStatus.PREEMPTED, 0
         self.waiting.insert(0, req)
         self.preempted.add(req.request_id)
@@ -211,12 +215,14 @@ class Engine:
         scheduled: dict[str, int] = {}
         for req in list(self.running):
             count = min(self.chunk, len(req.prompt_token_ids) - req.num_computed_tokens)
-            if count <= 0:
+            if count <= 0 or req not in self.running:
                 continue
-            if self._allocate(req, req.num_computed_tokens + count):
+            while req in self.running and not self._allocate(req, req.num_computed_tokens + count):
+                victim = self.running[-1]  # so that the first always gets on
+                scheduled.pop(victim.request_id, None)
+                self.preempt(victim)
+            if req in self.running:
                 scheduled[req.request_id] = count
-            else:
-                self.preempt(req)
         if not self.preempted:
             for req in list(self.waiting):
                 self._admit(req, scheduled)
@@ -238,6 +244,9 @@ class Engine:
         # The worker.
         if self.sending is not None:
             self.sending.preempt(step.preempted)
+        self._fill(self.taken_away)
+        self.taken_away = []
+        if self.sending is not None:
             self.sending.begin(step)
         if self.receiving is not None:
             self.receiving.begin(step)
@@ -286,8 +295,12 @@ class Engine:
         elif req.num_computed_tokens == 0:
             external, wait = self.half.num_new_matched_tokens(req, req.local_hit)  # type: ignore[arg-type]
             total = req.local_hit + external
-            if not self._allocate(req, max(1, total)):
+            # What waits for its KV must be sure of the blocks that it needs afterwards, as in vLLM.
+            if not self._allocate(req, len(req.prompt_token_ids) if wait else max(1, total)):
                 return
+            if self.receiving is not None:  # a decoder's are read by no NIC, and it writes its hits here
+                self._fill(self.taken_away)
+                self.taken_away = []
             for layer in range(LAYERS):
                 self.write(req, 0, req.local_hit, layer)
             blocks = SimpleNamespace(get_block_ids=lambda: (list(req.blocks),))
@@ -323,6 +336,14 @@ class Engine:
             and receiver.open_tickets == 0
             and receiver.slots.free == receiver.slots.count
         )
+
+    def __str__(self) -> str:
+        held = [
+            f"{r.request_id} {r.status.name} {r.num_computed_tokens}/{len(r.prompt_token_ids)} blocks {r.blocks}"
+            for r in self.requests.values()
+        ]
+        waiting, running = ([r.request_id for r in queue] for queue in (self.waiting, self.running))
+        return f"{self.engine.name}: free {self.free} waiting {waiting} running {running}; " + "; ".join(held)
 
     def close(self) -> None:
         for part in (self.receiving, self.sending, self.engine):

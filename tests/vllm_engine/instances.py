@@ -83,10 +83,9 @@ class Instance:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self.process is not None and self.process.poll() is None, f"{self.name} has ended:\n{self.text()}"
-            with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as answer:
-                    if answer.status == 200:
-                        return self
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as answer:
+                if answer.status == 200:
+                    return self
             time.sleep(0.5)
         raise AssertionError(f"{self.name} does not come up:\n{self.text()}")
 

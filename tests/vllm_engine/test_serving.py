@@ -1,5 +1,5 @@
-"""Two prefillers, a decoder and the router, all real: every completed answer is that of a single process, token by token,
-and afterwards nothing is held, whoever hung up or died in between."""
+"""Two prefillers, a decoder and the router, all real: every completed answer is that of a single process, token by
+token, and afterwards nothing is held, whoever hung up or died in between."""
 
 from __future__ import annotations
 

@@ -67,6 +67,8 @@ class Receiving:
             link = self.receiver.connect(wanted.prefiller.ranks)
             with self._lock:
                 if receiving.cancelled is not None:
+                    # No ticket has told the prefiller; it would wait for one.
+                    self.receiver.decline(link, wanted.transfer_id, receiving.cancelled)
                     raise TicketCancelled(receiving.cancelled, request_id=wanted.transfer_id)
                 receiving.ticket = ticket = self.receiver.prepare(
                     link,
