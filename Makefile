@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.railwire-ready
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-vllm test-native lint format sanitize bench clean
+.PHONY: setup demo test test-slow test-faults test-vllm test-native lint format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,15 @@ test-native: setup
 test-vllm: setup
 	scripts/setup-vllm.sh
 	.venv-vllm/bin/python -m pytest tests/vllm_engine
+
+# Railwire's connector and NIXL's, head to head; alone on the machine, about half an hour.
+bench-vllm: setup
+	scripts/setup-vllm.sh
+	.venv-vllm/bin/python bench/vllm_connectors.py
+
+bench-vllm-faults: setup
+	scripts/setup-vllm.sh
+	.venv-vllm/bin/python bench/vllm_faults.py
 
 lint: setup
 	$(BIN)/ruff check .

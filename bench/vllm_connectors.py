@@ -1,0 +1,193 @@
+"""Time to first token and throughput of vLLM pairs with Railwire's connector and with NIXL's, on the same prompts.
+
+    .venv-vllm/bin/python bench/vllm_connectors.py [--quick] [--json FILE] [--plot FILE.png]
+
+Contenders take turns, round after round; each prompt is new to all of them (prefix caching is off). Two cores: prefill
+on the first, decode on the second; the client shares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from pairs import CONTENDERS, Answer, Pair, Server
+from rich.console import Console
+from rich.table import Table
+
+from railwire.runner import export
+
+MODEL = Path(__file__).resolve().parents[1] / "build" / "models" / "smollm2"
+ANSWER = 8
+# (concurrent, prompt tokens) -> (rounds, requests per round)
+CELLS = {
+    (1, 100): (12, 2), (1, 600): (10, 1), (1, 3000): (5, 1),
+    (4, 100): (6, 4), (4, 600): (4, 4), (4, 3000): (2, 4),
+    (16, 100): (4, 16), (16, 600): (2, 16), (16, 3000): (1, 16),
+}  # fmt: skip
+QUICK = {(1, 100): (3, 1), (1, 600): (3, 1), (4, 100): (2, 4)}
+
+
+async def measure(pairs: dict[str, Pair], cells: dict[tuple[int, int], tuple[int, int]]) -> list[dict[str, Any]]:
+    rng = random.Random(11)
+    rows = []
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+        for pair in pairs.values():
+            await pair.learn(http)
+            await pair.ask(http, [rng.randrange(100, 40000) for _ in range(300)], ANSWER)
+        for (at_once, length), (rounds, requests) in cells.items():
+            answers: dict[str, list[Answer]] = {name: [] for name in pairs}
+            seconds = dict.fromkeys(pairs, 0.0)
+            wrong = dict.fromkeys(pairs, 0)
+            order = list(pairs)
+            for number in range(rounds):
+                prompts = [[rng.randrange(100, 40000) for _ in range(length)] for _ in range(requests)]
+                given: dict[str, list[list[int]]] = {}
+                for name in order[number % len(order) :] + order[: number % len(order)]:
+                    gate = asyncio.Semaphore(at_once)
+
+                    async def one(prompt: list[int], pair: Pair, gate: asyncio.Semaphore) -> Answer:
+                        async with gate:
+                            return await pair.ask(http, prompt, ANSWER)
+
+                    began = time.monotonic()
+                    results = await asyncio.gather(*(one(prompt, pairs[name], gate) for prompt in prompts))
+                    seconds[name] += time.monotonic() - began
+                    answers[name] += results
+                    given[name] = [result.tokens for result in results]
+                reference = given[order[0]]
+                for name in order[1:]:
+                    wrong[name] += sum(a != b for a, b in zip(given[name], reference, strict=True))
+            for name in pairs:
+                first = np.array([answer.first for answer in answers[name]])
+                row = {
+                    "contender": name, "at_once": at_once, "tokens": length, "requests": len(first),
+                    "ttft_p50_ms": round(1e3 * float(np.percentile(first, 50)), 1),
+                    "ttft_p99_ms": round(1e3 * float(np.percentile(first, 99)), 1),
+                    "prompt_tokens_per_s": round(length * len(first) / seconds[name], 1),
+                    "other_answers_than_railwire": wrong[name],
+                }  # fmt: skip
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], names: list[str]) -> None:
+    console = Console(width=140)
+    out = Table("at once", "tokens", *[f"{name} p50 / p99 ms" for name in names], *[f"{name} tok/s" for name in names])
+    cells: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["at_once"], row["tokens"]), {})[row["contender"]] = row
+    for (at_once, length), by_name in cells.items():
+        times = [f"{by_name[n]['ttft_p50_ms']:.0f} / {by_name[n]['ttft_p99_ms']:.0f}" for n in names]
+        rates = [f"{by_name[n]['prompt_tokens_per_s']:.0f}" for n in names]
+        out.add_row(str(at_once), str(length), *times, *rates)
+    console.print(out)
+
+
+async def picture(pairs: dict[str, Pair], trace: Path, path: Path) -> None:
+    """One request of 600 tokens with each connector: when each layer was computed, and when its KV travelled."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rng = random.Random(5)
+    prompt = [rng.randrange(100, 40000) for _ in range(600)]
+    figure, axes = plt.subplots(len(pairs), 1, figsize=(10, 2.6 * len(pairs)), sharex=True)
+    async with aiohttp.ClientSession() as http:
+        for axis, (name, pair) in zip(np.atleast_1d(axes), pairs.items(), strict=True):
+            metric = "vllm:nixl_xfer_time_seconds_sum"
+            before = sum(server.metric(metric) for server in (pair.prefill, pair.decode))
+            size = trace.stat().st_size if trace.exists() else 0
+            began = time.monotonic()
+            answer = await pair.ask(http, prompt, ANSWER)
+            await asyncio.sleep(2.0)
+            if name == "railwire":
+                line = trace.read_bytes()[size:].splitlines()[-1]
+                record = json.loads(line)
+                last = record["opened"]
+                for layer in record["layers"]:
+                    row = layer["layer"]
+                    axis.barh(
+                        row, 1e3 * (layer["ready"] - last), left=1e3 * (last - began), color="tab:blue", height=0.9
+                    )
+                    width = max(1e3 * (layer["landed"] - layer["posted"]), 1.0)
+                    axis.barh(row, width, left=1e3 * (layer["posted"] - began), color="tab:orange", height=0.9)
+                    last = layer["ready"]
+                text = f"{100 * record['hidden']:.0f} % of the KV had landed when the last layer ended"
+            else:
+                # NIXL moves all layers at once when the prefill is over; how long that took is its own metric.
+                took = sum(server.metric(metric) for server in (pair.prefill, pair.decode)) - before
+                axis.barh(15, 1e3 * answer.prefilled, left=0, color="tab:blue", height=30)
+                axis.barh(15, max(1e3 * took, 1.0), left=1e3 * answer.prefilled, color="tab:orange", height=30)
+                text = f"all of it after the prefill, {1e3 * took:.1f} ms by its own metric"
+            axis.axvline(1e3 * answer.first, color="black", linestyle="--", linewidth=1)
+            axis.set_title(f"{name}: {text}", fontsize=9)
+            axis.set_ylabel("layer")
+    np.atleast_1d(axes)[-1].set_xlabel(
+        "ms since the request (dashed: first token; blue: computing; orange: KV travelling)"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def own_figures(prefill: Server, trace: Path) -> None:
+    """What only our own connector says of itself."""
+    records = [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+    shares = [record["hidden"] for record in records if record["tokens"] == 599 and not record["error"]]
+    if shares:
+        share = 100 * float(np.median(shares))
+        print(f"railwire: {share:.1f} % of the KV of 600 tokens had landed before the last layer ended", end=" ")
+        print(f"(median of {len(shares)}, least {100 * min(shares):.1f} %)")
+    for what, metric in (("layer and step in save_kv_layer", "layer"), ("step in the other hooks", "step")):
+        total, count = (prefill.metric(f"vllm:railwire_{metric}_seconds_{kind}") for kind in ("sum", "count"))
+        print(f"railwire: {1e6 * total / max(count, 1):.0f} us per {what} (mean of {count:.0f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    if not (MODEL / "tokenizer_config.json").is_file():
+        export.export("smollm2", MODEL)
+    names = arguments.contenders.split(",")
+    with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
+        trace = Path(folder) / "trace.jsonl"
+        flags = ["--dtype", "bfloat16", "--max-model-len", "4096"]
+        pairs = {name: Pair(name, MODEL, Path(folder), flags, trace) for name in names}
+        servers = [server for pair in pairs.values() for server in (pair.prefill, pair.decode)]
+        try:
+            for pair in pairs.values():  # two at a time: there are two cores
+                for server in (pair.prefill, pair.decode):
+                    server.start()
+                for server in (pair.prefill, pair.decode):
+                    server.ready()
+                print(f"{pair.contender} is up", flush=True)
+            rows = asyncio.run(measure(pairs, QUICK if arguments.quick else CELLS))
+            table(rows, names)
+            if "railwire" in pairs:
+                own_figures(pairs["railwire"].prefill, trace)
+            if arguments.json:
+                arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            if arguments.plot:
+                asyncio.run(picture(pairs, trace, arguments.plot))
+        finally:
+            for server in servers:
+                server.kill()
+
+
+if __name__ == "__main__":
+    main()
