@@ -18,6 +18,8 @@ from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
 
 _MAX_LINE = 1 << 20
+# The second: what cannot be read as HTTP, such as a line without end.
+_BROKEN = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)
 _PROBE_SECONDS = 2.0
 _PROBES = 3  # in a row without an answer
 
@@ -60,7 +62,7 @@ class OpenAiTransport:
                 if response.status != 200:
                     raise await _failure(response, member, "prefiller")
                 answer = await response.json()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
             raise _lost(error, member, "prefiller") from error
         return {"cached_tokens": _cached(answer)}
 
@@ -133,7 +135,7 @@ class OpenAiTransport:
                             return
             finally:
                 response.close()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
             raise _lost(error, member, "decoder") from error
 
     async def _alive(self, pending: asyncio.Future[Any], member: Member) -> AsyncGenerator[None, None]:

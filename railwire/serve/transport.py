@@ -15,6 +15,8 @@ from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
 
 _MAX_LINE = 1 << 20
+# The second: what cannot be read as HTTP, such as a line without end.
+_BROKEN = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)
 _BLAMES: dict[str, Blame] = {"prefiller": "prefiller", "decoder": "decoder", "pair": "pair", "request": "request"}
 
 
@@ -55,7 +57,7 @@ class HttpTransport:
                 if response.status != 200:
                     raise await _failure(response, member, "prefiller")
                 answer = await response.json()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
             raise _lost(error, member, "prefiller") from error
         if not isinstance(answer, dict):
             raise LegFailed(f"prefiller {member.id} answers no JSON object", blame="prefiller")
@@ -95,7 +97,7 @@ class HttpTransport:
                     if event.kind == "end":
                         return
             raise LegFailed(f"decoder {member.id} hung up in the middle", blame="decoder")
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
             raise _lost(error, member, "decoder") from error
 
 
