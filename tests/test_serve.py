@@ -29,7 +29,9 @@ pytest.importorskip("aiohttp", reason="the servers need aiohttp")
 pytest.importorskip("prometheus_client", reason="the servers need prometheus-client")
 
 from railwire.runner import BlockPool, create, generate
+from railwire.serve.process import own_url
 from railwire.serve.text import StopText
+from railwire.topology import default_address
 
 # Enough work that a prefill of a thousand tokens takes a good part of a second: time to die in the middle.
 SHAPE = {"layers": 10, "hidden": 256, "intermediate": 768, "num_blocks": 400, "block_tokens": 16, "threads": 1}
@@ -580,3 +582,11 @@ def test_stop_text_holds_back_only_what_may_be_a_stop() -> None:
             first = min(ends)
             begins = [text.find(stop) for stop in stops if stop in text and text.find(stop) + len(stop) == first]
             assert shown == text[: min(begins)] and cutter.hit
+
+
+# ---- where a process is ----------------------------------------------------------------------------------------------
+def test_who_listens_everywhere_is_not_advertised_as_0_0_0_0() -> None:
+    assert own_url("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert own_url("::1", 80) == own_url("[::1]", 80) == "http://[::1]:80"
+    for everywhere in ("0.0.0.0", "::", ""):
+        assert own_url(everywhere, 80) == own_url(default_address(), 80)

@@ -24,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from railwire.errors import ConfigurationError, RailwireError
 from railwire.kvcache.router.membership import Member, Membership, keep
 from railwire.serve.config import ListenConfig
+from railwire.topology import default_address
 
 log = logging.getLogger("railwire.serve")
 
@@ -77,6 +78,15 @@ def application(service: Service, registry: CollectorRegistry, max_body: int) ->
     return app
 
 
+def own_url(host: str, port: int) -> str:
+    """Where others reach a process that listens on ``host``. Who listens everywhere is reached at the default address:
+    http://0.0.0.0 would lead the others to themselves."""
+    host = host.strip("[]")
+    if host in ("", "0.0.0.0", "::"):
+        host = default_address()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 async def serve(
     config: ListenConfig,
     service: Service,
@@ -105,7 +115,7 @@ async def serve(
                 f"cannot listen on {config.host}:{config.port}: {error.strerror or error}"
             ) from error
         port = runner.addresses[0][1]
-        url = config.advertise or f"http://{config.host}:{port}"
+        url = config.advertise or own_url(config.host, port)
         await service.start()
         record = service.member(url)
         if record is not None:
