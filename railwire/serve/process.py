@@ -99,8 +99,15 @@ async def serve(
     """Runs until SIGTERM or SIGINT, and ends in order. ``ready(url)`` is called when requests can come."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def end(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the end is under way
+            loop.call_soon_threadsafe(stop.set)
+
+    # Not loop.add_signal_handler(): closing the loop takes that away again, and a second SIGTERM (supervisors like to
+    # send several) would kill the process on its last steps.
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, end)
     # handler_cancellation: who hangs up wants the work no more.
     runner = web.AppRunner(application(service, registry, max_body), handler_cancellation=True, access_log=None)
     await runner.setup()
@@ -163,3 +170,8 @@ def run(main: Callable[[], Any], log_level: str) -> None:
     except RailwireError as error:
         log.error("railwire: %s", error)
         sys.exit(1)
+    finally:
+        # It is ending: nothing is left that a signal could ask for. (The interpreter takes its own handlers away before
+        # the last second or two of its end, but leaves this.)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
