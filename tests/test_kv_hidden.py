@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import statistics
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from railwire.runner import BlockPool, create, generate  # noqa: E402
 
 TOKENS = 600
 CHUNK = 256
-ROUNDS = 5
+ROUNDS = 7
 
 
 @pytest.mark.slow
@@ -65,8 +64,8 @@ def test_the_transfer_hides_behind_the_prefill(
     finally:
         torch.set_num_threads(threads)
         cluster.kill()
-    ratio = statistics.median(b / a for a, b in zip(alone, served, strict=True))
-    first, single = statistics.median(served), statistics.median(alone)
+    first, single = min(served), min(alone)  # others on this machine only ever add to either
+    ratio = first / single
     with capsys.disabled():
         print(
             f"\n{nic}, {TOKENS} tokens: {min(hidden):.1%} of the KV hidden at least; first token after {first:.3f} s, "
