@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.railwire-ready
+# What the environment uses. The native tests run on it and on the system's.
+WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
 .PHONY: setup demo test test-slow test-faults test-vllm test-native lint format sanitize bench bench-vllm bench-vllm-faults clean
@@ -16,6 +18,7 @@ demo: setup
 	$(BIN)/railwire demo
 
 test: setup test-native
+	scripts/etcd.sh
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup
@@ -28,7 +31,7 @@ test-faults: setup
 test-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
 	$(BIN)/cmake --build build/native -- --quiet
-	build/native/railwire_tests
+	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests
 
 # The vLLM connector against real engines; its own environment, 2.7 GB.
 test-vllm: setup

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 root=$PWD
 python_tests=("$root/tests/test_properties.py" "$root/tests/test_guarantees.py")
+export RAILWIRE_TEST_LIBFABRICS=$PWD/.venv/lib/mpich/libfabric.so.1 # beside the system's
 export ASAN_OPTIONS=detect_leaks=0 # Python itself keeps memory until it ends
 export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS=halt_on_error=1:suppressions=$PWD/scripts/tsan.supp

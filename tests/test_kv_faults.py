@@ -60,6 +60,8 @@ class Worker:
     free: set[int] = field(default_factory=lambda: set(range(BLOCKS)))
     alive: bool = True
     frozen: bool = False
+    gone: bool = False
+    """Its process has ended: there is nobody to ask any more."""
 
     def idle(self) -> bool:
         sender = self.prefiller.senders[0]
@@ -127,9 +129,13 @@ class Faults(RuleBasedStateMachine):
             return
         self.jobs.append(Job(worker, ticket, tokens, dst))
 
+    def _unbegun(self) -> list[Job]:
+        """Without those of workers that are gone, whose tickets may take a moment yet to end."""
+        return [job for job in self.jobs if job.push is None and not job.worker.gone]
+
     @rule(pick=st.integers(0, 999))
     def prefill_begins(self, pick: int) -> None:
-        job = choose(pick, [job for job in self.jobs if job.push is None])
+        job = choose(pick, self._unbegun())
         if job is None:
             return
         worker, count = job.worker, -(-job.tokens // BLOCK_TOKENS)
@@ -156,8 +162,7 @@ class Faults(RuleBasedStateMachine):
         if len(self.jobs) == before:
             return
         job = self.jobs[-1]
-        unbegun = [other for other in self.jobs if other.push is None]
-        self.prefill_begins(unbegun.index(job))
+        self.prefill_begins(self._unbegun().index(job))
         if job.push is None:
             return
         time.sleep(wait / 1e3)  # the ticket reaches the prefiller
@@ -245,6 +250,7 @@ class Faults(RuleBasedStateMachine):
         for job in self.jobs:
             if job.worker is worker and not job.source_back and job.push is not None:
                 job.push.abort("gone")
+        worker.gone = True
         worker.prefiller.close()
 
     def teardown(self) -> None:

@@ -597,6 +597,7 @@ def test_indices_do_not_alias_the_table() -> None:
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
+# Processor time: how long somebody else had the core is not what is measured.
 @pytest.mark.parametrize("order", ["HND", "NHD"])
 def test_a_handshake_is_planned_in_ten_milliseconds(order: Any, capsys: pytest.CaptureFixture[str]) -> None:
     source = msgspec.msgpack.encode(paged_instance(**LLAMA70B, tp_size=8, order=order))
@@ -608,9 +609,9 @@ def test_a_handshake_is_planned_in_ten_milliseconds(order: Any, capsys: pytest.C
             msgspec.msgpack.decode(source, type=InstanceLayout),
             msgspec.msgpack.decode(destination, type=RankLayout),
         )
-        began = time.perf_counter()
+        began = time.thread_time()
         plans = plan(*layouts, 1)
-        taken.append(time.perf_counter() - began)
+        taken.append(time.thread_time() - began)
         assert senders(plans) == [2, 3]
     median = statistics.median(taken)
     with capsys.disabled():
@@ -628,9 +629,9 @@ def test_indices_of_a_thousand_blocks(p: int, d: int, capsys: pytest.CaptureFixt
     table = np.random.default_rng(0).permutation(2000)[:1000]
     taken = []
     for _ in range(50):
-        began = time.perf_counter()
+        began = time.thread_time()
         indices = made.src_indices(step, table, 0, 16_000)
-        taken.append(time.perf_counter() - began)
+        taken.append(time.thread_time() - began)
     assert len(indices) == 1000
     median = statistics.median(taken)
     with capsys.disabled():

@@ -162,7 +162,8 @@ def test_a_flipped_byte_is_noticed(make: Make) -> None:
     pushes = prefiller.open("r", 8, [0, 1])
     for layer in range(LAYERS - 1):
         pushes[0].layer_ready(layer, 8)
-    time.sleep(0.1)  # these layers have landed
+    times = pushes[0].timeline.layers
+    assert settle(lambda: all(layer in times and times[layer].landed for layer in range(LAYERS - 1)))
     decoder.regions[0][0].array[3 * 4 * 4 * 32 + 7] ^= 1  # layer 0, K, page 3
     pushes[0].layer_ready(LAYERS - 1, 8)
     with pytest.raises(TicketFailed, match="1 of 2 pages differ"):

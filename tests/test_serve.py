@@ -28,8 +28,13 @@ pytest.importorskip("torch", reason="the reference runner needs torch")
 pytest.importorskip("aiohttp", reason="the servers need aiohttp")
 pytest.importorskip("prometheus_client", reason="the servers need prometheus-client")
 
+from typer.testing import CliRunner
+
+from railwire.cli import app
 from railwire.runner import BlockPool, create, generate
+from railwire.serve.process import own_url
 from railwire.serve.text import StopText
+from railwire.topology import default_address
 
 # Enough work that a prefill of a thousand tokens takes a good part of a second: time to die in the middle.
 SHAPE = {"layers": 10, "hidden": 256, "intermediate": 768, "num_blocks": 400, "block_tokens": 16, "threads": 1}
@@ -407,7 +412,7 @@ def test_a_client_that_hangs_up_frees_everything(cluster: Cluster, seed: int) ->
             sock.sendall(head.encode() + body)
             time.sleep(delay)
     cluster.until(lambda: cluster.nothing_is_held("prefill0", "prefill1", "decode0"), 15.0)
-    assert cluster["router"].health()["active"] == 0
+    cluster.until(lambda: cluster["router"].health()["active"] == 0, 5.0)
     assert len(ids(cluster.post(prompt=[1, 2, 3], max_tokens=3))) == 3
 
 
@@ -522,7 +527,12 @@ def test_sigterm_drains(tmp_path: Path, alone: Alone, seed: int) -> None:
         assert ids(running_on.result(ANSWER_SECONDS)) == alone(prompts[0], 200)
         assert cluster["decode0"].process.wait(30.0) == 0
         assert cluster["router"].process.wait(30.0) == 0
-        assert cluster["prefill1"].end() == 0
+        # Supervisors repeat themselves: at whatever moment of the orderly end, that is no reason to die of it.
+        last = cluster["prefill1"].process
+        while last.poll() is None:
+            last.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        assert last.returncode == 0
 
 
 @pytest.mark.slow
@@ -580,3 +590,17 @@ def test_stop_text_holds_back_only_what_may_be_a_stop() -> None:
             first = min(ends)
             begins = [text.find(stop) for stop in stops if stop in text and text.find(stop) + len(stop) == first]
             assert shown == text[: min(begins)] and cutter.hit
+
+
+# ---- where a process is ----------------------------------------------------------------------------------------------
+def test_who_listens_everywhere_is_not_advertised_as_0_0_0_0() -> None:
+    assert own_url("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert own_url("::1", 80) == own_url("[::1]", 80) == "http://[::1]:80"
+    for everywhere in ("0.0.0.0", "::", ""):
+        assert own_url(everywhere, 80) == own_url(default_address(), 80)
+
+
+def test_an_unknown_log_level_is_refused_in_a_sentence() -> None:
+    for command in ("prefill", "decode", "router"):
+        result = CliRunner().invoke(app, ["serve", command, "--log-level", "loud"])
+        assert result.exit_code == 2 and "debug, info, warning, error" in " ".join(result.output.split())

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import far_side
@@ -19,9 +21,9 @@ from railwire import (
     PeerLostError,
     RailwireError,
     RemoteRegion,
-    RevokedError,
     ScatterTarget,
     StaleAddressError,
+    Transfer,
     TransferEngine,
 )
 
@@ -334,15 +336,35 @@ def test_nothing_lands_after_a_fence(
     engine, remote = linked(open_engine, child, nic, 8 << 20)
     source = engine.register(np.full(8 << 20, 0x11, np.uint8))
     pages = Pages(np.arange(2048), 4096)
-    transfers = [engine.write_pages(source, pages, remote, pages, 4096) for _ in range(60)]
-    assert child.call(fence)[0] == "fenced"
-    ended = 0
-    for transfer in transfers:
-        try:
-            transfer.wait(10)
-        except (RevokedError, RailwireError):
-            ended += 1
-    assert ended > 0
+    fenced = threading.Event()
+    ends: list[str] = []
+
+    def flood() -> None:
+        """Until after the fence, however long it takes to come: several writes are always under way."""
+        under_way: deque[Transfer] = deque()
+        while not fenced.is_set():
+            try:
+                under_way.append(engine.write_pages(source, pages, remote, pages, 4096))
+                if len(under_way) > 8:
+                    under_way.popleft().wait(10)
+            except RailwireError as error:
+                ends.append(type(error).__name__)
+                time.sleep(0.001)
+        for transfer in under_way:
+            try:
+                transfer.wait(10)
+            except RailwireError as error:
+                ends.append(type(error).__name__)
+
+    writer = threading.Thread(target=flood)
+    writer.start()
+    try:
+        outcome = child.call(fence)[0]
+    finally:
+        fenced.set()
+        writer.join(60)
+    assert outcome == "fenced"
+    assert ends and not writer.is_alive()
     time.sleep(0.2)
     assert child.call(far_side.untouched, 0xEE)
 

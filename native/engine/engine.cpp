@@ -15,11 +15,6 @@
 namespace railwire {
 namespace {
 
-uint64_t random_u64() {
-  static thread_local std::random_device device;
-  return uint64_t{device()} << 32 | device();
-}
-
 // Field 22 of /proc/PID/stat: tells a process from a later one with the same number. 0: no such process.
 uint64_t start_ticks(int64_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
@@ -36,6 +31,11 @@ uint64_t start_ticks(int64_t pid) {
 }
 
 }  // namespace
+
+uint64_t random_u64() {
+  static thread_local std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
 
 Region::~Region() {
   if (const auto engine = engine_.lock()) engine->retire_region(*this);

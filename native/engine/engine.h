@@ -39,6 +39,8 @@ struct EngineOptions {
   EventQueue* handshakes = nullptr;  // Event::kHandshake only
 };
 
+uint64_t random_u64();  // from the kernel: keys that nobody guesses
+
 // region.revoke(): ends when no peer can write to the region under its old key any more.
 class RevokeOperation final : public Operation {
  public:

@@ -97,9 +97,8 @@ void Engine::finish_revoke(RevokeOperation& revoke) {
   const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
   std::erase(revokes_, keep);
   MemorySpec spec = region.memory;
-  const uint64_t old_id = region.id;
-  // The id doubles as the key hint, so a new one also means new keys.
-  region.id = spec.key_hint = old_id * 6364136223846793005ull + static_cast<uint64_t>(now_ns());
+  // The id doubles as the key hint, so a new one also means new keys; whoever knows the old one must not guess them.
+  region.id = spec.key_hint = random_u64();
   std::string problem;
   for (size_t i = 0; i < nics_.size(); ++i) {
     nics_[i]->deregister(region.registrations[i]);

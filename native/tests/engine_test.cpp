@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <set>
 #include <thread>
 
 #include "engines.h"
@@ -159,6 +160,26 @@ TEST_CASE("after revoke() nothing lands any more, and the new keys work") {
     CHECK(again->state() == State::kDone);
     CHECK(source == target);
     CHECK(fabric.fabric->audit().refused_access == 0);
+  }
+}
+
+TEST_CASE("who knows a revoked key cannot work out the new one") {
+  const TestFabric fabric;
+  TestEngine engine(fabric.name, "a", 1);
+  std::vector<std::byte> bytes(4096);
+  const auto region = engine.memory(bytes);
+  std::set<uint64_t> seen;
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t old = engine.keys(*region)->keys[0].rkey;
+    const int64_t before = now_ns();
+    const auto revoke = std::make_shared<RevokeOperation>(engine.engine, region, true, 5 * kSecond);
+    engine.engine->submit(revoke);
+    REQUIRE(revoke->wait(10 * kSecond));
+    const uint64_t fresh = engine.keys(*region)->keys[0].rkey;
+    CHECK(seen.insert(fresh).second);
+    // What it once was: the old key in a linear congruence, and the clock, that a peer of the same host reads, too.
+    const uint64_t clock = fresh - old * 6364136223846793005ull;
+    CHECK_FALSE((clock >= static_cast<uint64_t>(before) && clock <= static_cast<uint64_t>(now_ns())));
   }
 }
 

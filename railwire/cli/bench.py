@@ -48,6 +48,13 @@ def _default_cpus() -> str:
     return ",".join(map(str, usable[:2])) if len(usable) >= 2 else "none"
 
 
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file or a pipe has no width; the default would squeeze the table
+    return console
+
+
 @app.command()
 def p2p(
     nic: Annotated[
@@ -101,7 +108,7 @@ def p2p(
     )
     plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
     results: list[Result] = []
-    console = Console(stderr=json)
+    console = _console(stderr=json)
     if (busy := busy_share()) > 0.1:
         console.print(f"This machine is busy ({busy:.0%} of its cores): figures will scatter.", style="yellow")
     with Progress(
@@ -160,7 +167,7 @@ def show(
     from railwire.bench import report
 
     results = [row for file in files for row in report.read_json_lines(file.read_text(encoding="utf-8").splitlines())]
-    console = Console()
+    console = _console()
     if markdown:
         print(report.markdown(results))
     else:

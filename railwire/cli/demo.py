@@ -48,6 +48,8 @@ def demo(
     from railwire.serve.config import parse_options
 
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 100)  # what the table needs: a file or a pipe has no width of its own
     began = time.monotonic()
     try:
         if prompts is None:

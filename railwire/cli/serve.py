@@ -20,6 +20,12 @@ def _option(default: Any, flag: str, text: str, **more: Any) -> Any:
     return typer.Option(default, flag, envvar=name, help=text, **more)
 
 
+def _log_level(name: str) -> str:
+    if name.lower() not in ("debug", "info", "warning", "error"):
+        raise typer.BadParameter(f"{name!r} is not one of debug, info, warning, error")
+    return name
+
+
 Host = _option("127.0.0.1", "--host", "Address to listen on.")
 Port = _option(0, "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535)
 Advertise = _option("", "--advertise", "URL under which the others reach this process; default http://HOST:PORT.")
@@ -28,7 +34,7 @@ Registry = _option(
 )
 Ttl = _option(5.0, "--ttl", "Seconds after which a silent worker is no member any more.", min=1.0)
 Drain = _option(30.0, "--drain-timeout", "Seconds that running requests have to end after SIGTERM.", min=0.0)
-LogLevel = _option("info", "--log-level", "debug, info, warning or error.")
+LogLevel = _option("info", "--log-level", "debug, info, warning or error.", callback=_log_level)
 RunnerName = _option("reference", "--runner", "reference or vllm (docs/vllm.md).")
 Model = _option(
     "smollm2", "--model", "smollm2, tiny (random weights), or the path of a GGUF file; for vllm: its model folder."

@@ -18,7 +18,8 @@ class ListenConfig:
 
     Attributes:
         port: 0 takes any free one.
-        advertise: URL under which others reach this process; default ``http://host:port``.
+        advertise: URL under which others reach this process; default ``http://host:port``, with the machine's default
+            address where ``host`` is every address.
         membership: see :func:`open_membership`.
         ttl: seconds after which a process that says nothing is no member any more.
         drain_timeout: seconds that running requests have to end after SIGTERM.

@@ -24,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from railwire.errors import ConfigurationError, RailwireError
 from railwire.kvcache.router.membership import Member, Membership, keep
 from railwire.serve.config import ListenConfig
+from railwire.topology import default_address
 
 log = logging.getLogger("railwire.serve")
 
@@ -77,6 +78,15 @@ def application(service: Service, registry: CollectorRegistry, max_body: int) ->
     return app
 
 
+def own_url(host: str, port: int) -> str:
+    """Where others reach a process that listens on ``host``. Who listens everywhere is reached at the default address:
+    http://0.0.0.0 would lead the others to themselves."""
+    host = host.strip("[]")
+    if host in ("", "0.0.0.0", "::"):
+        host = default_address()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 async def serve(
     config: ListenConfig,
     service: Service,
@@ -89,8 +99,15 @@ async def serve(
     """Runs until SIGTERM or SIGINT, and ends in order. ``ready(url)`` is called when requests can come."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+
+    def end(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the end is under way
+            loop.call_soon_threadsafe(stop.set)
+
+    # Not loop.add_signal_handler(): closing the loop takes that away again, and a second SIGTERM (supervisors like to
+    # send several) would kill the process on its last steps.
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, end)
     # handler_cancellation: who hangs up wants the work no more.
     runner = web.AppRunner(application(service, registry, max_body), handler_cancellation=True, access_log=None)
     await runner.setup()
@@ -105,7 +122,7 @@ async def serve(
                 f"cannot listen on {config.host}:{config.port}: {error.strerror or error}"
             ) from error
         port = runner.addresses[0][1]
-        url = config.advertise or f"http://{config.host}:{port}"
+        url = config.advertise or own_url(config.host, port)
         await service.start()
         record = service.member(url)
         if record is not None:
@@ -153,3 +170,8 @@ def run(main: Callable[[], Any], log_level: str) -> None:
     except RailwireError as error:
         log.error("railwire: %s", error)
         sys.exit(1)
+    finally:
+        # It is ending: nothing is left that a signal could ask for. (The interpreter takes its own handlers away before
+        # the last second or two of its end, but leaves this.)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)

