@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("aiohttp", reason="the servers need aiohttp")
-tokenizers = pytest.importorskip("tokenizers", reason="the router needs tokenizers")
+pytest.importorskip("tokenizers", reason="the router needs tokenizers")
 
 from railwire.errors import ConfigurationError
 from railwire.runner import create
@@ -22,7 +22,7 @@ CONFIG = WorkerConfig(
     runner="vllm",
     model="/models/small",
     nics=("shm",),
-    secret="s",
+    secret="topsecret",
     options={"max_model_len": 2048, "enforce-eager": "true"},
 )
 
@@ -39,7 +39,8 @@ def test_command(installed: None, role: str, kv_role: str) -> None:
     assert transfer["kv_role"] == kv_role and transfer["kv_connector_module_path"] == "railwire.integrations.vllm"
     extra = transfer["kv_connector_extra_config"]
     assert extra["url"] == "http://127.0.0.1:8100" and extra["membership"] == CONFIG.membership
-    assert extra["nics"] == ["shm"] and extra["secret"] == "s" and extra["drain_file"] == "/tmp/drain"
+    assert extra["nics"] == ["shm"] and extra["drain_file"] == "/tmp/drain"
+    assert not any("topsecret" in word for word in words)  # everybody on the host can read a command line
     assert words[words.index("--max-model-len") + 1] == "2048"
     assert words[-1] == "--enforce-eager"  # a flag without value
     assert words[words.index("--served-model-name") + 1] == "small"

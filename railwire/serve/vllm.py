@@ -26,6 +26,7 @@ import aiohttp
 
 from railwire.errors import ConfigurationError
 from railwire.serve.config import WorkerConfig
+from railwire.serve.process import own_url
 
 log = logging.getLogger("railwire.serve")
 
@@ -49,12 +50,10 @@ def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int,
         "ticket_timeout": config.ticket_timeout,
         "checksum": config.checksum,
         "membership": config.membership,
-        "url": config.advertise or f"http://{config.host}:{port}",
+        "url": config.advertise or own_url(config.host, port),
         "ttl": config.ttl,
         "drain_file": drain_file,
     }
-    if config.secret:
-        extra["secret"] = config.secret
     transfer = {
         "kv_connector": "RailwireConnector",
         "kv_connector_module_path": "railwire.integrations.vllm",
@@ -87,7 +86,11 @@ async def main(config: WorkerConfig, role: Literal["prefill", "decode"]) -> None
     with tempfile.TemporaryDirectory(prefix="railwire-") as folder:
         drain_file = Path(folder) / "drain"
         process = await asyncio.create_subprocess_exec(
-            *command(config, role, port, str(drain_file)), start_new_session=True, preexec_fn=_die_with_us
+            *command(config, role, port, str(drain_file)),
+            # Not on the command line, which everybody on the host can read.
+            env={**os.environ, **({"RAILWIRE_SECRET": config.secret} if config.secret else {})},
+            start_new_session=True,
+            preexec_fn=_die_with_us,
         )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -95,7 +98,7 @@ async def main(config: WorkerConfig, role: Literal["prefill", "decode"]) -> None
             loop.add_signal_handler(number, stop.set)
         ended = asyncio.create_task(process.wait())
         stopped = asyncio.create_task(stop.wait())
-        url = f"http://{config.host}:{port}"
+        url = own_url(config.host, port)
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
                 starting = asyncio.create_task(_until_well(http, url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         nics: of the transfer engine, see docs/nics.md; empty: those near the device.
-        secret: shared by all instances; peers that do not know it get nowhere.
+        secret: shared by all instances; peers that do not know it get nowhere. Default: the environment variable
+            RAILWIRE_SECRET, which is better: everybody on the host can read a command line.
         liveness: seconds of silence after which the other side of a transfer counts as dead.
         ticket_timeout: seconds that a prefill waits for a decoder to ask for it, and a ticket for its prefill.
         transfer_timeout: seconds until a transfer fails by itself.
@@ -56,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def parse_options(extra_config: dict[str, Any]) -> Options:
     """Raises ConfigurationError, naming what is wrong."""
     try:
-        return msgspec.convert(extra_config, Options, strict=False)
+        return msgspec.convert({"secret": os.environ.get("RAILWIRE_SECRET", ""), **extra_config}, Options, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"kv_connector_extra_config of the RailwireConnector: {error}") from error
 
