@@ -194,6 +194,7 @@ class VerbsNic final : public Nic {
   std::array<ibv_sge, kChain> sges_{};
   std::array<ibv_recv_wr, kChain> receive_wrs_{};
   uint32_t receives_missing_ = 0;  // in the shared receive queue
+  uint32_t refill_at_ = kChain;    // as many are posted at a time
 
   // What drain() took off the queue for a later poll(). Messages are copied: their buffers are posted again meanwhile.
   struct Held {

@@ -125,6 +125,7 @@ void VerbsNic::open_queues() {
                    port_.device + ": " + registration_problem(errno, 0) + "; option recv_depth makes it smaller");
   }
   receives_missing_ = std::min(spec_.recv_depth, attributes.attr.max_wr);
+  refill_at_ = std::clamp<uint32_t>(receives_missing_ / 4, 1, kChain);
   reserve_completions(0);
   for (size_t i = 0; i < kChain; ++i) {
     wrs_[i].next = i + 1 < kChain ? &wrs_[i + 1] : nullptr;

@@ -67,7 +67,7 @@ size_t VerbsNic::poll(std::span<Completion> out) {
     filled += pull(out.subspan(filled), &polled);
     filled += hand_out(out.subspan(filled));
   }
-  if (receives_missing_ >= kChain) refill();
+  if (receives_missing_ >= refill_at_) refill();
   return filled;
 }
 
