@@ -174,6 +174,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void keep_orphan(PeerLink& link, LaneLink& share, const WorkRequest& request);
   void drop_orphans(Lane& lane);
   void resolve_orphans(PeerLink& link);
+  void resolve_all_orphans();
   void send_again(PeerLink& from, const WorkRequest& request, LaneLink& share);
   void remote_half_closed(PeerLink& link, uint32_t generation, uint64_t landed);
   void send_link_record(Peer& peer, const PeerLink& link, RecordType type, std::span<const std::byte> address = {});
@@ -257,6 +258,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
   bool acks_due_ = false;
+  bool orphans_due_ = false;  // a link that broke may be ready for what it had not landed to be sent again
   std::vector<NicStats> nic_stats_;
   Stats totals_;
   uint64_t post_samples_ = 0;

@@ -58,6 +58,17 @@ void Engine::drop_orphans(Lane& lane) {
   }
 }
 
+// Not in the middle of a batch of completions: those that the NIC has handed out count as back already.
+void Engine::resolve_all_orphans() {
+  orphans_due_ = false;
+  const auto peers = peers_;
+  for (const auto& peer : peers) {
+    for (const auto& link : peer->links) {
+      if (link->resuming) resolve_orphans(*link);
+    }
+  }
+}
+
 // Once the peer has given its count and every WR is back.
 void Engine::resolve_orphans(PeerLink& link) {
   if (!link.resuming || !link.remote_closed || link.link->outstanding() > 0) return;
@@ -141,7 +152,7 @@ void Engine::remote_half_closed(PeerLink& link, uint32_t generation, uint64_t la
   std::vector<LaneLink*> confirmed;
   confirmed.swap(link.want_confirmation);
   for (LaneLink* share : confirmed) one_more_proven(*share);
-  resolve_orphans(link);
+  orphans_due_ = true;
   next_tick_ = 0;
 }
 
@@ -259,7 +270,7 @@ void Engine::try_rebuild(Peer& peer, PeerLink& link, int64_t now) {
     rebuild_later(link);  // the peer could not even answer: begin again
   }
   const bool settled = link.rebuild == PeerLink::Rebuild::kIdle && link.link->outstanding() == 0 && !link.resuming &&
-                       link.want_confirmation.empty() && link.link->broken();
+                       link.want_confirmation.empty();
   const bool confirmed = link.remote_closed || !link.ever_up;
   if (!settled || !link.reachable || now < link.rebuild_after) return;
   if (peer.initiator) {

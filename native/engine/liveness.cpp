@@ -84,7 +84,7 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
     return;
   }
   if (tell_peer) send_link_record(peer, link, RecordType::kLinkDown);
-  resolve_orphans(link);
+  orphans_due_ = true;
 }
 
 // Nothing is heard any more between the two NICs, so no message can set things right there either.

@@ -239,6 +239,8 @@ bool Engine::poll_nics() {
       }
     }
   }
+  if (orphans_due_) [[unlikely]]
+    resolve_all_orphans();
   return any;
 }
 
@@ -261,7 +263,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
       ++lane.outstanding;
       keep_orphan(link, share, *completion.request);
       if (lane.outstanding == 0 && lane.stopping) advance(lane);
-      resolve_orphans(link);
+      orphans_due_ = true;
       return;
     }
     Failure failure = link.failure;  // why the link went down, if it did
