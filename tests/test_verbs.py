@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import far_side
+import msgspec
 import numpy as np
 import pytest
 from beds import EMULATED, RXE_DEVICES, verbs_nic
@@ -184,7 +185,7 @@ def test_connecting_survives_lost_packets(open_engine: Open) -> None:
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("nic", "options", "says"),
+    ("name", "options", "says"),
     [
         ("verbs:mlx5_9", {}, "no RDMA device mlx5_9; this machine has rxe0"),
         ("verbs:rxe0:2", {}, "there is no port 2"),
@@ -195,14 +196,14 @@ def test_connecting_survives_lost_packets(open_engine: Open) -> None:
         ("verbs:rxe0", {"link_depth": "65536", "recv_depth": "65536"}, "link_depth"),
     ],
 )
-def test_what_is_wrong_is_said(nic: str, options: dict[str, str], says: str) -> None:
+def test_what_is_wrong_is_said(name: str, options: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        TransferEngine(nics=[nic], options=options)
+        TransferEngine(nics=[name], options=options)
 
 
 def test_a_port_that_is_down_is_named_with_the_remedy(whole: None) -> None:
     link(1, "down")
-    with pytest.raises(ConfigurationError, match="port 1 of rxe1 is DOWN; .*ip link set nic1 up"):
+    with pytest.raises(ConfigurationError, match=r"port 1 of rxe1 is DOWN; .*ip link set nic1 up"):
         TransferEngine(nics=[BOTH[1]])
     (error,) = (one["error"] for one in _native.verbs_probe()["devices"] if one["name"] == "rxe1")
     assert "port 1 of rxe1 is DOWN" in error
@@ -254,10 +255,10 @@ def test_a_peer_of_another_link_layer_is_refused_by_name(open_engine: Open) -> N
     (nic,) = message.nics
     control = bytearray(nic.control)
     control[1] = 0  # as if its port were InfiniBand
-    import msgspec
-
-    strange = type(address)(msgspec.structs.replace(message, nics=(msgspec.structs.replace(nic, control=bytes(control)),)))
-    with pytest.raises(ConnectError, match="rxe0 is Ethernet .*, the peer's is InfiniBand"):
+    strange = type(address)(
+        msgspec.structs.replace(message, nics=(msgspec.structs.replace(nic, control=bytes(control)),))
+    )
+    with pytest.raises(ConnectError, match=r"rxe0 is Ethernet .*, the peer's is InfiniBand"):
         near.connect(strange)
 
 
