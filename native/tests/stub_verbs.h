@@ -104,9 +104,10 @@ struct StubVerbs {
     }
   }
 
+  ibv_context context{};  // whose `ops` a benchmark may replace
+
  private:
   ibv_device device{};
-  ibv_context context{};
   std::map<uint32_t, Qp*> qps;
   uint32_t next_number = 17;
   uint32_t datagrams = 0;
