@@ -20,8 +20,6 @@ def verbs_nic(number: int) -> str:
 
 
 def far_nics(nics: list[str]) -> list[str]:
-    """The NICs of the other process: on verbs, the device next to ours, so that packets really travel."""
-    if not EMULATED:
-        return nics
+    """The NICs of the other process: on verbs, devices of its own, so that packets really travel."""
     devices = [f"verbs:{name}" for name in RXE_DEVICES]
-    return [verbs_nic(devices.index(nic) + 1) if nic in devices else nic for nic in nics]
+    return [verbs_nic(devices.index(nic) + len(devices) // 2) if nic in devices else nic for nic in nics]

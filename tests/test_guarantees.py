@@ -310,7 +310,8 @@ def test_7_incarnations(world: World) -> None:
     again = TransferEngine(nics=world.specs("far", 1), name="far", liveness=LIVENESS)
     world.engines.append(again)
     region = again.register(np.zeros(1 << 16, np.uint8))
-    with pytest.raises(StaleAddressError):
+    # On devices the old address ends in a queue pair that is no more, and nobody is there to say so.
+    with pytest.raises(ConnectTimeout if isinstance(world, VerbsWorld) else StaleAddressError):
         world.near.connect(old_address)
     with pytest.raises(StaleAddressError):
         world.near.write(world.source, old_remote)

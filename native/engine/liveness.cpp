@@ -124,6 +124,11 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     link->stash.clear();
     link->orphans.clear();
     for (LaneLink* share : waiting) {
+      // A process that dies takes its memory back before its queue pairs: its last answers are refusals.
+      if (state == PeerState::kLost && share->lane->failure.reason == Reason::kRemoteAccess) {
+        Failure& why = share->lane->failure;
+        why = {failure.reason, failure.peer, why.nic, failure.message + "; the last that came: " + why.message};
+      }
       if (!link->remote_closed && !peer.process_dead && state == PeerState::kLost) share->lane->may_still_land = true;
       one_more_proven(*share);
     }
