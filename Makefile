@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.railwire-ready
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-native lint format sanitize bench clean
+.PHONY: setup demo test test-slow test-faults test-native test-rxe build-native lint format sanitize bench clean
 
 setup: $(STAMP)
 
@@ -25,10 +25,16 @@ test-slow: setup
 test-faults: setup
 	seq 8 | xargs -P 8 -I{} env RAILWIRE_FAULT_SCHEDULES=1250 $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 7200 --seed {} tests/test_kv_faults.py
 
-test-native: setup
+test-native: build-native
+	build/native/railwire_tests
+
+# The native tests and the engine's on real queue pairs: Soft-RoCE in an emulated machine that it starts itself.
+test-rxe: build-native
+	scripts/test-rxe.sh
+
+build-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
 	$(BIN)/cmake --build build/native -- --quiet
-	build/native/railwire_tests
 
 lint: setup
 	$(BIN)/ruff check .

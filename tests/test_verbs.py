@@ -285,7 +285,9 @@ def test_links_that_break_again_and_again_under_load(open_engine: Open, child: C
     vandal.start()
     done = failed = 0
     try:
-        for _ in range(60):
+        end = time.monotonic() + 60
+        while engine.stats()["peers"][0]["links_rebuilt"] < 4:
+            assert time.monotonic() < end
             try:
                 engine.write(source[:4000], remote[:4000], imm=5).wait(20)
                 done += 1
@@ -294,9 +296,8 @@ def test_links_that_break_again_and_again_under_load(open_engine: Open, child: C
     finally:
         stop.set()
         vandal.join()
-    assert done > 30
+    assert done > 0
     end = time.monotonic() + 10
     while child.call(far_side.counter_value, 5) < done:
         assert time.monotonic() < end
     assert done <= child.call(far_side.counter_value, 5) <= done + failed
-    assert engine.stats()["peers"][0]["links_rebuilt"] > 3
