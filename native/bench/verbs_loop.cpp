@@ -61,8 +61,8 @@ struct Side {
     return transfer;
   }
   void expect(uint64_t arrivals) {
-    auto expectation = std::make_shared<Expectation>(engine, kImmediate, arrivals * kUnitsPerArrival,
-                                                     std::vector<uint64_t>{}, kLimit);
+    auto expectation =
+        std::make_shared<Expectation>(engine, kImmediate, arrivals * kUnitsPerArrival, std::vector<uint64_t>{}, kLimit);
     engine->submit(expectation);
     finish(*expectation);
   }

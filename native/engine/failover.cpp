@@ -156,7 +156,8 @@ void Engine::remote_half_closed(PeerLink& link, uint32_t generation, uint64_t la
   next_tick_ = 0;
 }
 
-// ---- making it anew --------------------------------------------------------------------------------------------------
+// ---- making it anew
+// --------------------------------------------------------------------------------------------------
 void Engine::send_link_record(Peer& peer, const PeerLink& link, RecordType type, std::span<const std::byte> address) {
   const auto index = static_cast<uint16_t>(link.index);
   const bool closed = type == RecordType::kLinkDown || type == RecordType::kLinkClosed;

@@ -29,12 +29,13 @@ inline constexpr uint8_t kLastFrameType = static_cast<uint8_t>(FrameType::kRecor
 enum class RecordType : uint8_t {
   kMessage = 1,  // the user's bytes
   kPoison,       // id u32 | text: a write to this counter failed or was cancelled
-  // link u16, generation u32, immediates u64 (that landed here through it): I have closed my half; close yours and say so
+  // link u16, generation u32, immediates u64 (that landed here through it): I have closed my half; close yours and say
+  // so
   kLinkDown,
-  kLinkClosed,   // the same three: nothing of yours can land through this link any more
-  kRevoke,       // region u64, request u64: stop writing to this region and confirm
-  kRevoked,      // request u64
-  kClose,        // stop writing to me altogether, close your halves and confirm
+  kLinkClosed,  // the same three: nothing of yours can land through this link any more
+  kRevoke,      // region u64, request u64: stop writing to this region and confirm
+  kRevoked,     // request u64
+  kClose,       // stop writing to me altogether, close your halves and confirm
   kClosed,
   kCredit,      // total u64: bytes of messages that the user has taken so far
   kLinkOffer,   // link u16, generation u32, address: my new half of a link that is closed at both ends

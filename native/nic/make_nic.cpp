@@ -13,7 +13,8 @@ std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::strin
   if (kind == "tcp" || kind == "shm" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
   if (kind == "verbs") return make_verbs_nic(spec, options);
   throw NicError("unknown NIC \"" + spec +
-                 "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, verbs:DEVICE[:PORT], libfabric:PROVIDER[:DOMAIN] or sim://FABRIC/NAME "
+                 "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, verbs:DEVICE[:PORT], libfabric:PROVIDER[:DOMAIN] or "
+                 "sim://FABRIC/NAME "
                  "(`railwire doctor` lists what this machine has)");
 }
 

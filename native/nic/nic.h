@@ -111,7 +111,8 @@ struct Completion {
   void* context = nullptr;
   Link* link = nullptr;
   std::span<const std::byte> data = {};
-  // Of a WR that did not end with kOk, where NicInfo::resumable: what was posted. Valid until the next poll() or post().
+  // Of a WR that did not end with kOk, where NicInfo::resumable: what was posted. Valid until the next poll() or
+  // post().
   const WorkRequest* request = nullptr;
 };
 

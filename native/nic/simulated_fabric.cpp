@@ -379,9 +379,8 @@ void SimulatedFabric::land(Event& event) {
             ++target->immediates_landed;
             deliver(*target->endpoint, std::move(arrival));
           } else {
-            schedule(
-                {.kind = Event::kArrive, .from = event.from, .to = event.to, .arrival = std::move(arrival)},
-                &target->endpoint->last_due);
+            schedule({.kind = Event::kArrive, .from = event.from, .to = event.to, .arrival = std::move(arrival)},
+                     &target->endpoint->last_due);
           }
         }
       }

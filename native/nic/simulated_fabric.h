@@ -35,7 +35,7 @@ struct SimulatedSettings {
   bool closing_fences = true;
   bool resumable = false;  // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
                            // any error breaks it, and both halves count; not with `reorder`
-  bool discard = false;  // WRs complete at once and go nowhere: a NIC of unlimited speed
+  bool discard = false;    // WRs complete at once and go nowhere: a NIC of unlimited speed
   uint64_t max_write_bytes = uint64_t{1} << 40;
   uint32_t link_depth = 256;
 };

@@ -1,10 +1,9 @@
 // Which device, port and GID, and what is wrong with them.
 #include "nic/verbs_device.h"
 
+#include <arpa/inet.h>
 #include <sys/resource.h>
 #include <unistd.h>
-
-#include <arpa/inet.h>
 
 #include <algorithm>
 #include <charconv>
@@ -279,8 +278,8 @@ VerbsPortChoice open_verbs_port(const VerbsSpec& spec) {
                        ": raise the MTU of its interface, or leave the option out");
       }
       if (spec.mtu) choice.mtu = spec.mtu;
-      const int gid = spec.gid_index ? static_cast<int>(*spec.gid_index)
-                                     : choose_gid(choice.context.get(), name, port, attributes);
+      const int gid =
+          spec.gid_index ? static_cast<int>(*spec.gid_index) : choose_gid(choice.context.get(), name, port, attributes);
       if (gid < 0) {
         throw NicError(spec.prefix() + "port " + std::to_string(port) + " of " + name +
                        " has no GID: give its network interface an IP address (" + netdev_of(name, port, 0) + ")");
@@ -340,8 +339,8 @@ VerbsProbe verbs_probe() {
             ibv_gid value{};
             if (api.query_gid(context.get(), number, gid, &value) != 0 || is_zero(value)) continue;
             const auto index = static_cast<uint32_t>(gid);
-            out.gids.push_back({index, gid_text(value), gid_type(found.name, number, index),
-                                netdev_of(found.name, number, index)});
+            out.gids.push_back(
+                {index, gid_text(value), gid_type(found.name, number, index), netdev_of(found.name, number, index)});
           }
           found.ports.push_back(std::move(out));
         }

@@ -216,8 +216,8 @@ class VerbsNic final : public Nic {
   MrOwner receive_mr_, send_mr_;
   std::array<Send, kSends> sends_{};
   std::vector<uint32_t> free_sends_;
-  std::vector<uint32_t> used_receives_;    // to be posted again
-  std::vector<uint32_t> lent_receives_;    // their message was handed out: until the next poll()
+  std::vector<uint32_t> used_receives_;  // to be posted again
+  std::vector<uint32_t> lent_receives_;  // their message was handed out: until the next poll()
   std::deque<std::vector<std::byte>> lent_messages_;
   std::map<std::pair<uint64_t, uint32_t>, Partial> partials_;  // by sender and message
   uint64_t partials_made_ = 0;

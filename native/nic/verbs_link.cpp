@@ -54,8 +54,8 @@ VerbsLink::VerbsLink(VerbsNic& nic) : nic_(nic) {
   init.port_num = nic_.port_.port;
   init.pkey_index = static_cast<uint16_t>(nic_.spec_.pkey_index);
   init.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
-  if (const int error = api.modify_qp(qp_.get(), &init,
-                                      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)) {
+  if (const int error =
+          api.modify_qp(qp_.get(), &init, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)) {
     throw NicError(nic_.prefix() + "initialising a queue pair of " + nic_.port_.device + ": " + errno_text(error));
   }
   // Late packets of an earlier connection must not fit into this one.
@@ -124,9 +124,9 @@ void VerbsLink::connect(std::span<const std::byte> remote_address) {
   send.sq_psn = first_packet_;
   send.max_rd_atomic = std::min(read_depth(nic_.port_.device_attributes.max_qp_init_rd_atom),
                                 static_cast<uint8_t>(std::clamp(int{remote.read_depth}, 1, int{kReadDepth})));
-  if (const int error =
-          api.modify_qp(qp_.get(), &send, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
-                                              IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC)) {
+  if (const int error = api.modify_qp(qp_.get(), &send,
+                                      IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                                          IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC)) {
     throw NicError(nic_.prefix() + what + ": " + errno_text(error));
   }
   connected_ = true;

@@ -117,8 +117,8 @@ uint64_t VerbsNic::resolve(std::span<const std::byte> address) {
   }
   peer.qp_number = remote.qp_number;
   peer.qkey = remote.secret & 0x7fffffff;
-  peer.payload = std::min(port_.mtu, mtu_bytes(static_cast<ibv_mtu>(remote.mtu))) -
-                 static_cast<uint32_t>(sizeof(PieceHeader));
+  peer.payload =
+      std::min(port_.mtu, mtu_bytes(static_cast<ibv_mtu>(remote.mtu))) - static_cast<uint32_t>(sizeof(PieceHeader));
   peers_.emplace(next_peer_, std::move(peer));
   return next_peer_++;
 }
@@ -206,8 +206,7 @@ bool VerbsNic::send_ended(const ibv_wc& wc, uint32_t slot, Completion& out) {
 bool VerbsNic::message_piece(const ibv_wc& wc, uint32_t slot, Completion& out) {
   if (slot >= kReceives) return false;
   PieceHeader header;
-  if (wc.status != IBV_WC_SUCCESS || wc.byte_len < kGrhBytes + sizeof header ||
-      wc.byte_len > kGrhBytes + port_.mtu) {
+  if (wc.status != IBV_WC_SUCCESS || wc.byte_len < kGrhBytes + sizeof header || wc.byte_len > kGrhBytes + port_.mtu) {
     used_receives_.push_back(slot);
     if (wc.status != IBV_WC_SUCCESS) messages_broken_ = true;
     return false;
@@ -229,9 +228,8 @@ bool VerbsNic::message_piece(const ibv_wc& wc, uint32_t slot, Completion& out) {
   auto found = partials_.find(key);
   if (found == partials_.end()) {
     if (partials_.size() >= kMostPartials) {
-      partials_.erase(std::min_element(partials_.begin(), partials_.end(), [](const auto& a, const auto& b) {
-        return a.second.since < b.second.since;
-      }));
+      partials_.erase(std::min_element(partials_.begin(), partials_.end(),
+                                       [](const auto& a, const auto& b) { return a.second.since < b.second.since; }));
     }
     found = partials_.emplace(key, Partial{}).first;
     found->second.bytes.resize(header.total);

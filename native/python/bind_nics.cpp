@@ -107,10 +107,11 @@ void bind_nics(nb::module_& m) {
         "Opens libfabric if that has not happened yet and says what was tried and found, as a dict: attempts (path, "
         "found, error, version), library, version, providers (name, domain, fabric, version, kind), error. Never "
         "raises for what the machine lacks.");
-  m.def("verbs_probe", &verbs_probe_dict,
-        "Opens libibverbs if that has not happened yet and says what it shows, as a dict: library, error, devices "
-        "(name, hardware, dmabuf, error, ports (number, state, link_layer, mtu, link_gbps, lid, chosen_gid, gids (index, "
-        "gid, type, netdev))). Never raises for what the machine lacks.");
+  m.def(
+      "verbs_probe", &verbs_probe_dict,
+      "Opens libibverbs if that has not happened yet and says what it shows, as a dict: library, error, devices "
+      "(name, hardware, dmabuf, error, ports (number, state, link_layer, mtu, link_gbps, lid, chosen_gid, gids (index, "
+      "gid, type, netdev))). Never raises for what the machine lacks.");
 }
 
 }  // namespace railwire

@@ -43,16 +43,16 @@ struct StubVerbs {
     uint32_t qkey = 0;
     uint32_t first_packet_out = 0, first_packet_in = 0;
     std::deque<Receive> receives;
-    std::deque<Sent> queue;  // posted, not carried out
-    size_t unretired = 0;    // WRs whose room only a polled completion gives back
-    size_t carried = 0;      // since the last completion
+    std::deque<Sent> queue;                          // posted, not carried out
+    size_t unretired = 0;                            // WRs whose room only a polled completion gives back
+    size_t carried = 0;                              // since the last completion
     std::deque<std::pair<uint64_t, size_t>> retire;  // wr_id of a completion, and how many WRs' room it gives back
   };
 
   // ---- what a test sets and sees
-  bool held = false;     // WRs wait for carry_out()
-  bool carries = true;   // bytes and immediates are delivered
-  int fail_in = -1;      // this many WRs from now ends with...
+  bool held = false;    // WRs wait for carry_out()
+  bool carries = true;  // bytes and immediates are delivered
+  int fail_in = -1;     // this many WRs from now ends with...
   ibv_wc_status fail_with = IBV_WC_REM_ACCESS_ERR;
   uint32_t lose_every = 0;  // datagrams
   size_t overruns = 0;
@@ -83,7 +83,9 @@ struct StubVerbs {
       now()->overruns += own->receives.size() > own->most;
       return 0;
     };
-    context.ops.poll_cq = [](ibv_cq* cq, int most, ibv_wc* out) { return now()->poll(static_cast<Cq*>(cq), most, out); };
+    context.ops.poll_cq = [](ibv_cq* cq, int most, ibv_wc* out) {
+      return now()->poll(static_cast<Cq*>(cq), most, out);
+    };
     context.ops.req_notify_cq = [](ibv_cq*, int) { return 0; };
     context.device = &device;
     context.async_fd = eventfd(0, EFD_CLOEXEC);
@@ -228,7 +230,7 @@ inline void StubVerbs::fill_api() {
   api.path = "stub";
   api.get_device_list = [](int* count) {
     *count = 1;
-    return new ibv_device* [2] { &now()->device, nullptr };
+    return new ibv_device*[2]{&now()->device, nullptr};
   };
   api.free_device_list = [](ibv_device** list) { delete[] list; };
   api.get_device_name = [](ibv_device* one) -> const char* { return one->name; };

@@ -114,7 +114,8 @@ std::vector<std::byte> noise(size_t size, uint32_t seed) {
 
 }  // namespace
 
-// ---- over the provider in memory -------------------------------------------------------------------------------------
+// ---- over the provider in memory
+// -------------------------------------------------------------------------------------
 TEST_CASE("verbs: every WR comes back once and in order, whatever was signalled, and no queue overruns") {
   for (const std::string depth : {"1", "2", "3", "16", "128"}) {
     StubVerbs stub;
@@ -295,7 +296,8 @@ TEST_CASE("verbs: what is wrong with a device is said with its name and the way 
   CHECK(has(open("verbs:stub0"), "port 1 of stub0 is DOWN"));
 }
 
-// ---- over real queue pairs -------------------------------------------------------------------------------------------
+// ---- over real queue pairs
+// -------------------------------------------------------------------------------------------
 TEST_CASE("verbs on devices: writes with immediates land byte exact and in order, over any pair of devices") {
   const auto names = devices();
   for (const auto& from : names) {
