@@ -3,6 +3,8 @@
 //
 //   verbs_loop lat DEVICE BYTES COUNT           microseconds: half a ping-pong of writes seen by the other's counter
 //   verbs_loop bw  DEVICE BYTES COUNT DEPTH     MiB/s: DEPTH writes in flight, until the receiver has counted all
+//   verbs_loop pages DEVICE BYTES COUNT DEPTH   the same in page lists, two of DEPTH / 2 scattered pages in flight
+//   verbs_loop plain DEVICE BYTES COUNT DEPTH   as bw, without immediates: until the sender's last completion
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -52,11 +54,26 @@ struct Side {
   }
   ~Side() { engine->close(1'000'000'000); }
 
-  std::shared_ptr<Transfer> write(uint64_t at, uint64_t bytes) {
+  std::shared_ptr<Transfer> write_pages(uint64_t bytes, size_t count) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, kImmediate);
     transfer->submitted_ns = now_ns();
+    PageSide from, to;
+    from.stride = to.stride = bytes;
+    for (size_t i = 0; i < count; ++i) {  // never two neighbours in a row, so that nothing merges
+      from.indices.push_back(static_cast<uint32_t>(i));
+      to.indices.push_back(static_cast<uint32_t>(count - 1 - i));
+    }
+    transfer->add_lane(peer, std::make_unique<PageSource>(region, std::move(from), remote, std::move(to), bytes,
+                                                          kImmediate, peer->limits));
+    engine->submit(transfer);
+    return transfer;
+  }
+  std::shared_ptr<Transfer> write(uint64_t at, uint64_t bytes, bool counted = true) {
+    const int64_t immediate = counted ? int64_t{kImmediate} : -1;
+    auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, immediate);
+    transfer->submitted_ns = now_ns();
     transfer->add_lane(peer, std::make_unique<PieceSource>(region, std::vector<Piece>{{at, remote, at, bytes}}, false,
-                                                           kImmediate, peer->limits));
+                                                           immediate, peer->limits));
     engine->submit(transfer);
     return transfer;
   }
@@ -116,22 +133,27 @@ void latency(Side& side, uint64_t bytes, size_t count) {
   std::printf("%.2f\n", halves[count / 2]);
 }
 
-void bandwidth(Side& side, uint64_t bytes, size_t count, size_t depth) {
+void bandwidth(Side& side, const std::string& what, uint64_t bytes, size_t count, size_t depth) {
+  const size_t at_once = what == "pages" ? std::max<size_t>(depth / 2, 1) : 1;
+  if (what == "pages") {
+    count /= at_once;
+    depth = 2;
+  }
   if (side.first) {
     const int64_t begin = now_ns();
     std::vector<std::shared_ptr<Transfer>> in_flight(depth);
     for (size_t i = 0; i < count; ++i) {
       auto& slot = in_flight[i % depth];
       if (slot) side.finish(*slot);
-      slot = side.write(0, bytes);
+      slot = what == "pages" ? side.write_pages(bytes, at_once) : side.write(0, bytes, what == "bw");
     }
     for (const auto& transfer : in_flight) {
       if (transfer) side.finish(*transfer);
     }
     const double seconds = static_cast<double>(now_ns() - begin) * 1e-9;
-    std::printf("%.2f\n", static_cast<double>(bytes) * static_cast<double>(count) / seconds / (1 << 20));
-  } else {
-    side.expect(count);
+    std::printf("%.2f\n", static_cast<double>(bytes) * static_cast<double>(count * at_once) / seconds / (1 << 20));
+  } else if (what != "plain") {
+    side.expect(count * at_once);
   }
 }
 
@@ -150,11 +172,11 @@ int main(int argc, char** argv) {
   const bool first = child != 0;
   int code = 0;
   {
-    Side side(argv[2], fds[first ? 0 : 1], first, std::max<uint64_t>(bytes, 4096));
+    Side side(argv[2], fds[first ? 0 : 1], first, std::max<uint64_t>(bytes * std::max<size_t>(depth, 1), 4096));
     if (what == "lat") {
       latency(side, bytes, count);
     } else {
-      bandwidth(side, bytes, count, depth);
+      bandwidth(side, what, bytes, count, depth);
     }
     side.put_value(2);  // closes when the other has finished, too
     side.get_value();
