@@ -4,6 +4,12 @@
 # Exit status: 0 all passed; 1 a test failed; 124 time ran out; 125 the machine failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+command -v ib_write_bw >/dev/null || {
+  sudo=()
+  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+  "${sudo[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update
+  "${sudo[@]}" apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends perftest >/dev/null
+}
 report=$PWD/build/test-rxe
 rm -rf "$report"
 mkdir -p "$report"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -260,6 +263,42 @@ def test_a_peer_of_another_link_layer_is_refused_by_name(open_engine: Open) -> N
     )
     with pytest.raises(ConnectError, match=r"rxe0 is Ethernet .*, the peer's is InfiniBand"):
         near.connect(strange)
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------
+def railwire(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from railwire.cli import app; app()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110)
+
+
+def test_doctor_shows_the_devices() -> None:
+    result = railwire("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)["verbs"]
+    assert found["path"] and found["missing"] is None
+    assert [one["name"] for one in found["devices"]] == list(RXE_DEVICES)
+    for number, device in enumerate(found["devices"]):
+        assert not device["hardware"] and not device["error"]
+        (port,) = device["ports"]
+        assert (port["state"], port["link_layer"], port["mtu"]) == ("ACTIVE", "Ethernet", 4096)
+        taken = {gid["index"]: gid for gid in port["gids"]}[port["chosen_gid"]]
+        assert (taken["gid"], taken["type"], taken["netdev"]) == (
+            f"::ffff:192.0.2.{number + 1}",
+            "RoCE v2",
+            f"nic{number}",
+        )
+
+
+def test_bench_measures_perftest_beside_ours() -> None:
+    if shutil.which("ib_write_bw") is None:
+        pytest.skip("perftest is not installed")
+    options = ["--op", "write", "--page-bytes", "65536", "--window", "16", "--repeats", "1", "--seconds", "0.2"]
+    result = railwire("bench", "p2p", "--nic", BOTH[0], "--against", "perftest", *options, "--json")
+    assert result.returncode == 0, result.stderr
+    rows = {row["contender"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert rows["railwire"]["verified"] is True and rows["railwire"]["gbytes_per_s"] > 0
+    assert rows["perftest"]["gbytes_per_s"] > 0, rows["perftest"]
+    assert rows["perftest"]["verified"] is None  # it checks nothing
 
 
 # ---- load ------------------------------------------------------------------------------------------------------------
