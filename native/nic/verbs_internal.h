@@ -98,6 +98,7 @@ class VerbsLink final : public Link {
   uint64_t landed_ = 0, completed_ = 0;
   bool in_ready_ = false;  // listed in the NIC as having WRs to hand out
   bool connected_ = false, closed_ = false, broken_ = false;
+  bool abandoned_ = false;     // the NIC is gone, and everything of it that this one was in
   bool last_receive_ = false;  // the device said that this queue pair takes no more receive WRs
 };
 

@@ -78,6 +78,7 @@ VerbsLink::VerbsLink(VerbsNic& nic) : nic_(nic) {
 }
 
 VerbsLink::~VerbsLink() {
+  if (abandoned_) return;
   close();
   std::erase(nic_.ready_, this);
   nic_.links_[id_] = nullptr;

@@ -91,7 +91,9 @@ VerbsNic::VerbsNic(VerbsSpec spec, const std::map<std::string, std::string>&)
 
 VerbsNic::~VerbsNic() {
   for (VerbsLink* link : links_) {
-    if (link) link->close();  // an owner that is still there must not find a queue pair without a device
+    if (!link) continue;
+    link->close();  // an owner that is still there must not find a queue pair without a device
+    link->abandoned_ = true;
   }
   message_qp_.reset();
   if (unacknowledged_ && cq_) verbs_api().ack_cq_events(cq_.get(), unacknowledged_);
