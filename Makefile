@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-vllm test-native lint format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults test-vllm test-native test-rxe build-native lint format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -28,15 +28,21 @@ test-slow: setup
 test-faults: setup
 	seq 8 | xargs -P 8 -I{} env RAILWIRE_FAULT_SCHEDULES=1250 $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 7200 --seed {} tests/test_kv_faults.py
 
-test-native: setup
+test-native: build-native
+	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests
+
+# The native tests and the engine's on real queue pairs: Soft-RoCE in an emulated machine that it starts itself.
+test-rxe: build-native
+	scripts/test-rxe.sh
+
+build-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
 	$(BIN)/cmake --build build/native -- --quiet
-	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests
 
 # The vLLM connector against real engines; its own environment, 2.7 GB.
 test-vllm: setup
 	scripts/setup-vllm.sh
-	.venv-vllm/bin/python -m pytest tests/vllm_engine
+	.venv-vllm/bin/python -m pytest -m "not slow" tests/vllm_engine
 
 # Railwire's connector and NIXL's, head to head; alone on the machine, about half an hour.
 bench-vllm: setup

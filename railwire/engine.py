@@ -426,6 +426,7 @@ class TransferEngine:
                 raise StaleAddressError(f"the owner of {remote!r} is gone: {why}")
             raise DescriptorError(f"{remote!r} belongs to no peer of this engine: connect() to its owner first")
         if peer.state != "connected":
+            self._check_open()  # its peers are told of the end a little later than we are
             peer.check()
         return peer
 

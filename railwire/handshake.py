@@ -42,7 +42,7 @@ _MOST_PENDING = 1024  # connections that strangers may have half open
 _PENDING_SECONDS = 30.0
 # Kinds that can link two engines, best first. shm comes first between processes of one host, last within one process
 # (a link whose two halves live in one process does not survive the abrupt end of one of them).
-_PREFERENCE = ("verbs", "efa", "efa-direct", "cxi", "tcp", "sim")
+_PREFERENCE = ("verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim")
 
 Pair = tuple[int, int]
 
@@ -133,6 +133,7 @@ class Connector:
             self._outgoing[connection] = pending
         deadline = time.monotonic() + timeout
         attempt = 0
+        refusals = 0
         try:
             while not pending.done.is_set():
                 left = deadline - time.monotonic()
@@ -142,7 +143,16 @@ class Connector:
                         f"{timeout:g} s: is it running, and reachable from {self._address.nics[pairs[0][0]].name}?"
                     )
                 own, other = pairs[attempt % len(pairs)]
-                taken = self._send(own, target.nics[other].control, pending.frame)
+                try:
+                    taken = self._native.send_handshake(own, target.nics[other].control, pending.frame)
+                    refusals = 0
+                except _native.NativeError as error:
+                    # Our own NIC cannot reach that address at all. If none of them can, waiting changes nothing.
+                    taken, refusals = True, refusals + 1
+                    if refusals >= len(pairs):
+                        raise ConnectError(f"{target.name}: {error}") from error
+                    attempt += 1
+                    continue
                 pending.done.wait(min(left, _RESEND_SECONDS if taken else _RETRY_SECONDS))
                 attempt += 1
             if pending.error is not None:

@@ -34,6 +34,8 @@ class SimulatedFabric:
         message_loss_rate: share of control messages that are lost (and reported lost to the sender).
         completion_proves_landing: False: a work request completes when handed over and lands later, as on tcp.
         closing_fences: False: closing a link does not keep the peer out, as on shm.
+        resumable: as RC queue pairs: links land in order, any error breaks them, both ends count what landed, and the
+            engine fails over and makes them anew. Not with reorder.
         discard: work requests complete at once and go nowhere: a NIC of unlimited speed.
         max_write_bytes: longest single work request.
         link_depth: work requests a link may have outstanding.
@@ -51,6 +53,7 @@ class SimulatedFabric:
         message_loss_rate: float = 0.0,
         completion_proves_landing: bool = True,
         closing_fences: bool = True,
+        resumable: bool = False,
         discard: bool = False,
         max_write_bytes: int = 1 << 40,
         link_depth: int = 256,
@@ -67,6 +70,7 @@ class SimulatedFabric:
                 "message_loss_rate": message_loss_rate,
                 "completion_proves_landing": completion_proves_landing,
                 "closing_fences": closing_fences,
+                "resumable": resumable,
                 "discard": discard,
                 "max_write_bytes": max_write_bytes,
                 "link_depth": link_depth,
@@ -92,6 +96,10 @@ class SimulatedFabric:
     def kill(self, nic: str) -> None:
         """The NIC dies: its connections break, and messages to it are lost."""
         self._native.kill(nic)
+
+    def break_links(self, nic: str) -> None:
+        """All connections of the NIC break; new ones can be made."""
+        self._native.break_links(nic)
 
     def freeze(self, nic: str) -> None:
         """As if its process were stopped: nothing goes in or out, nothing breaks."""

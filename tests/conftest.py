@@ -10,18 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from beds import EMULATED, patient, verbs_nic
 from processes import Child, Children
 
 from railwire import TransferEngine
 
 NICS = {"tcp": "tcp://127.0.0.1", "shm": "shm"}
-LIVENESS = 1.0
+if EMULATED:
+    NICS["verbs"] = verbs_nic(0)
+LIVENESS = patient(1.0)
 _KEPT_BY_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("railwire")
-    group.addoption("--nic", choices=sorted(NICS), help="run the two-process tests on this NIC only")
+    group.addoption(
+        "--nic",
+        choices=sorted(NICS),
+        help="run the two-process tests on this NIC only, and the guarantees on it if it is verbs (make test-rxe)",
+    )
     group.addoption("--seed", type=int, help="seed of all randomness in the tests; the header shows the one used")
 
 
@@ -41,12 +48,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "nic" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--nic")
-        metafunc.parametrize("nic", [chosen] if chosen else list(NICS), indirect=True)
+        metafunc.parametrize("nic", [chosen] if chosen else ["tcp", "shm"], indirect=True)
 
 
 @pytest.fixture
 def nic(request: pytest.FixtureRequest) -> str:
-    """Name of a NIC that works between processes of this host: tcp and shm in turn."""
+    """Name of a NIC that works between processes of this host: tcp and shm in turn, or what --nic says."""
     return NICS[request.param]
 
 

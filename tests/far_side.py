@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+from beds import far_nics, patient
 from processes import State
 
 from railwire import Pages, RailwireError, RemoteRegion, TransferEngine
@@ -14,9 +15,9 @@ from railwire import Pages, RailwireError, RemoteRegion, TransferEngine
 
 def open_engine(state: State, nics: list[str], **options: Any) -> bytes:
     """Opens the engine; returns its address."""
-    options.setdefault("liveness", 1.0)
+    options.setdefault("liveness", patient(1.0))
     options.setdefault("name", "far")
-    state.engine = TransferEngine(nics=nics, **options)
+    state.engine = TransferEngine(nics=far_nics(nics), **options)
     state.regions = []
     state.pending = {}
     return bytes(state.engine.address)

@@ -75,7 +75,8 @@ class Machine:
 
 
 def probe(*providers: tuple[str, str], version: str = "2.5") -> dict[str, Any]:
-    """What the native core would say of libfabric: ``probe(("tcp", "eth0"), ("shm", "shm"))``."""
+    """What the native core would say of its libraries: ``probe(("tcp", "eth0"), ("shm", "shm"), ("verbs", "mlx5_0"))``;
+    ``verbs`` is of libibverbs."""
     return {
         "attempts": [{"path": "libfabric.so.1", "found": True, "error": "", "version": version}],
         "library": "/usr/lib/libfabric.so.1",
@@ -84,8 +85,29 @@ def probe(*providers: tuple[str, str], version: str = "2.5") -> dict[str, Any]:
         "providers": [
             {"name": name, "domain": domain, "fabric": name, "version": "1.0", "kind": name.partition(";")[0]}
             for name, domain in providers
+            if name != "verbs"
         ],
+        "verbs": {
+            "library": "/usr/lib/libibverbs.so.1",
+            "error": "",
+            "devices": [verbs_device(device) for name, device in providers if name == "verbs"],
+        },
     }
+
+
+def verbs_device(name: str, error: str = "") -> dict[str, Any]:
+    gid = {"index": 3, "gid": "::ffff:10.0.0.1", "type": "RoCE v2", "netdev": "eth0"}
+    port = {
+        "number": 1,
+        "state": "ACTIVE",
+        "link_layer": "Ethernet",
+        "mtu": 4096,
+        "link_gbps": 400.0,
+        "lid": 0,
+        "chosen_gid": 3,
+        "gids": [gid],
+    }
+    return {"name": name, "hardware": True, "dmabuf": True, "error": error, "ports": [port]}
 
 
 LOCAL = (("tcp", "eth0"), ("shm", "shm"))
@@ -103,7 +125,7 @@ def eight_by_eight(root: Path) -> tuple[Machine, dict[str, Any]]:
         machine.rdma(f"mlx5_{number}", complex_, port, switch, down[1], f"0000:{bus + 4:02x}:00.0", numa=number // 4)
     for number, bus in ((8, 0x08), (9, 0x98)):
         machine.rdma(f"mlx5_{number}", f"pci0000:{bus:02x}", f"0000:{bus:02x}:00.0", numa=number - 8, gbps=200)
-    return machine, probe(*LOCAL, *(("verbs;ofi_rxm", f"mlx5_{number}") for number in range(10)))
+    return machine, probe(*LOCAL, *(("verbs", f"mlx5_{number}") for number in range(10)))
 
 
 def four_efas_per_gpu(root: Path) -> tuple[Machine, dict[str, Any]]:

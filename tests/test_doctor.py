@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import AMAZON, LOCAL, MELLANOX, NET_CLASS, Machine, eight_by_eight, four_efas_per_gpu, probe
+from machines import AMAZON, LOCAL, MELLANOX, NET_CLASS, Machine, eight_by_eight, four_efas_per_gpu, probe, verbs_device
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -59,7 +59,11 @@ def test_json_of_this_machine() -> None:
     assert all(one["error"] for one in library["attempts"][:-1])
     kinds = {one["kind"] for one in library["providers"]}
     assert "tcp" in kinds
-    missing = {one["name"].partition(";")[0]: one["why"] for one in library["missing"]}
+    missing = {one["name"]: one["why"] for one in library["missing"]}
+    if document["verbs"]["missing"]:
+        missing["verbs"] = document["verbs"]["missing"]["why"]
+    else:
+        kinds.add("verbs")
     assert kinds | set(missing) >= {"tcp", "shm", "efa", "verbs"}
     assert all(missing.values())
     assert document["limits"]["shared_memory"]["total_bytes"] > 0
@@ -120,8 +124,8 @@ def test_gpus_and_nics_are_paired(tmp_path: Path) -> None:
     assert distances["mlx5_0"] == distances["mlx5_8"] == "far"
     plans = {plan.device: plan for plan in report.plans}
     assert list(plans) == ["cpu", *(f"cuda:{number}" for number in range(8))]
-    assert plans["cuda:5"].nics == ("libfabric:verbs;ofi_rxm:mlx5_5", "shm")
-    assert plans["cuda:5"].other_host == plans["cuda:5"].same_process == ("libfabric:verbs;ofi_rxm:mlx5_5",)
+    assert plans["cuda:5"].nics == ("verbs:mlx5_5", "shm")
+    assert plans["cuda:5"].other_host == plans["cuda:5"].same_process == ("verbs:mlx5_5",)
     assert plans["cuda:5"].same_host == ("shm",)
 
 
@@ -137,7 +141,8 @@ def test_efa_machine(tmp_path: Path) -> None:
     report = report_of(machine, offered)
     (efa,) = [one for one in report.libfabric.providers if one.name == "efa"]
     assert len(efa.domains) == 32
-    assert {one.name for one in report.libfabric.missing} == {"verbs;ofi_rxm"}
+    assert report.libfabric.missing == ()
+    assert report.verbs.missing is not None
     assert len(report.plans[1].nics) == 5
     assert len(report.plans[1].other_host) == 4
     assert "not been run on EFA hardware" in whats(report.pitfalls)
@@ -149,7 +154,9 @@ def test_machine_without_anything(tmp_path: Path) -> None:
     assert not report.gpus
     assert not report.rdma_devices
     why = {one.name: one.why for one in report.libfabric.missing}
-    assert why == {"efa": "this machine has no EFA device", "verbs;ofi_rxm": "this machine has no RDMA device"}
+    assert why == {"efa": "this machine has no EFA device"}
+    assert report.verbs.missing is not None
+    assert report.verbs.missing.why == "this machine has no RDMA device"
 
 
 @pytest.mark.parametrize("make", [eight_by_eight, four_efas_per_gpu])
@@ -162,9 +169,24 @@ def test_every_machine_can_be_shown(tmp_path: Path, make: Any, capsys: pytest.Ca
     assert "NVIDIA H100" in text
 
 
+def test_verbs_devices_are_shown_with_their_ports_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine, offered = eight_by_eight(tmp_path)
+    offered["verbs"]["devices"][2] = verbs_device("mlx5_2", error="NIC verbs:mlx5_2: port 1 is DOWN; ip link set it up")
+    report = report_of(machine, offered)
+    assert report.verbs.missing is None
+    assert "warning: NIC verbs:mlx5_2: port 1 is DOWN -> ip link set it up" in whats(report.pitfalls)
+    show(report, Console(width=160))
+    text = capsys.readouterr().out
+    assert "mlx5_3" in text and "*3: ::ffff:10.0.0.1 RoCE v2" in text and "dma-buf" in text
+
+
 # ---- why a provider is missing ---------------------------------------------------------------------------------------
 def why_missing(machine: Machine, name: str, **environ: str) -> str:
-    (found,) = [one for one in report_of(machine, probe(*LOCAL), **environ).libfabric.missing if one.name == name]
+    report = report_of(machine, probe(*LOCAL), **environ)
+    missing = (*report.libfabric.missing, *([report.verbs.missing] if report.verbs.missing else []))
+    (found,) = [one for one in missing if one.name == name]
     return f"{found.why} -> {found.remedy}"
 
 
@@ -173,18 +195,18 @@ def test_devices_without_their_drivers(tmp_path: Path) -> None:
     machine.pci("pci0000:00", "0000:00:06.0", numa=0, vendor=AMAZON, device=0xEFA2, pci_class=NET_CLASS)
     machine.pci("pci0000:00", "0000:00:07.0", numa=0, vendor=MELLANOX, device=0x1021, pci_class=NET_CLASS)
     assert "kernel module efa" in why_missing(machine, "efa")
-    assert "modprobe mlx5_ib" in why_missing(machine, "verbs;ofi_rxm")
+    assert "modprobe mlx5_ib" in why_missing(machine, "verbs")
 
 
 def test_a_container_without_the_devices(tmp_path: Path) -> None:
     machine, _ = eight_by_eight(tmp_path)
-    assert "--device=/dev/infiniband" in why_missing(machine, "verbs;ofi_rxm")
+    assert "--device=/dev/infiniband" in why_missing(machine, "verbs")
 
 
 def test_ports_that_are_all_down(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.rdma("mlx5_0", "pci0000:00", "0000:00:07.0", numa=0, active=False)
-    assert "no RDMA device has an active port" in why_missing(machine, "verbs;ofi_rxm")
+    assert "no RDMA device has an active port" in why_missing(machine, "verbs")
 
 
 def test_fi_provider_may_hide_it(tmp_path: Path) -> None:
@@ -239,7 +261,7 @@ def test_gpus_far_from_every_nic(tmp_path: Path) -> None:
     machine.gpu("pci0000:80", "0000:80:01.0", numa=1)
     assert "host memory only" in whats(report_of(machine, probe(*LOCAL)).pitfalls)
     machine.rdma("mlx5_0", "pci0000:00", "0000:00:07.0", numa=0)
-    assert "crosses sockets" in whats(report_of(machine, probe(*LOCAL, ("verbs;ofi_rxm", "mlx5_0"))).pitfalls)
+    assert "crosses sockets" in whats(report_of(machine, probe(*LOCAL, ("verbs", "mlx5_0"))).pitfalls)
 
 
 def test_old_library_and_environment(tmp_path: Path) -> None:
@@ -266,7 +288,8 @@ def test_network(tmp_path: Path) -> None:
         ("tcp://127.0.0.1:80", "tcp"),
         ("shm", "shm"),
         ("efa:rdmap0s6-rdm", "efa"),
-        ("libfabric:verbs;ofi_rxm:mlx5_0", "verbs"),
+        ("libfabric:verbs;ofi_rxm:mlx5_0", "verbs-ofi"),
+        ("verbs:mlx5_0:1", "verbs"),
         ("libfabric:efa-direct:rdmap0s6-rdm", "efa-direct"),
     ],
 )

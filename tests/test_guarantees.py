@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from beds import patient, verbs_nic
 
 from railwire import (
     AuthenticationError,
@@ -31,7 +32,7 @@ from railwire import (
 )
 from railwire.testing import SimulatedFabric
 
-LIVENESS = 0.5
+LIVENESS = patient(0.5)
 
 
 class World:
@@ -41,9 +42,11 @@ class World:
         self.fabric = SimulatedFabric(**settings)
         self.engines: list[TransferEngine] = []
 
+    def specs(self, name: str, nics: int) -> list[str]:
+        return [self.fabric.nic(f"{name}{i}") for i in range(nics)]
+
     def engine(self, name: str, nics: int = 1, **options: Any) -> TransferEngine:
-        specs = [self.fabric.nic(f"{name}{i}") for i in range(nics)]
-        made = TransferEngine(nics=specs, name=name, liveness=LIVENESS, **options)
+        made = TransferEngine(nics=self.specs(name, nics), name=name, liveness=LIVENESS, **options)
         self.engines.append(made)
         return made
 
@@ -57,12 +60,31 @@ class World:
     def close(self) -> None:
         for engine in self.engines:
             engine.close(0.5)
-        self.fabric.close()
+        if "fabric" in vars(self):
+            self.fabric.close()
+
+
+class VerbsWorld(World):
+    """The same on devices: real queue pairs, which do not misbehave on purpose (test_verbs.py makes them)."""
+
+    def __init__(self, **settings: Any) -> None:
+        if settings:
+            pytest.skip("needs a wire that misbehaves on purpose")
+        self.engines = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "fabric":
+            pytest.skip("needs a wire that misbehaves on purpose")
+        raise AttributeError(name)
+
+    def specs(self, name: str, nics: int) -> list[str]:
+        return [verbs_nic(i + (name != "near")) for i in range(nics)]
 
 
 @pytest.fixture
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(**getattr(request, "param", {}))
+    kind = VerbsWorld if request.config.getoption("--nic") == "verbs" else World
+    made = kind(**getattr(request, "param", {}))
     yield made
     made.close()
 
@@ -287,10 +309,11 @@ def test_7_incarnations(world: World) -> None:
     old_address, old_remote = bytes(world.far.address), world.remote
     world.far.close()
     world.peer.lost.wait(5)
-    again = TransferEngine(nics=[world.fabric.nic("far0")], name="far", liveness=LIVENESS)
+    again = TransferEngine(nics=world.specs("far", 1), name="far", liveness=LIVENESS)
     world.engines.append(again)
     region = again.register(np.zeros(1 << 16, np.uint8))
-    with pytest.raises(StaleAddressError):
+    # On devices the old address ends in a queue pair that is no more, and nobody is there to say so.
+    with pytest.raises(ConnectTimeout if isinstance(world, VerbsWorld) else StaleAddressError):
         world.near.connect(old_address)
     with pytest.raises(StaleAddressError):
         world.near.write(world.source, old_remote)

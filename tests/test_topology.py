@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import AMAZON, GPU_CLASS, LOCAL, NVIDIA, Machine, eight_by_eight, four_efas_per_gpu, probe
+from machines import AMAZON, GPU_CLASS, LOCAL, NVIDIA, Machine, eight_by_eight, four_efas_per_gpu, probe, verbs_device
 
 from railwire import ConfigurationError, TransferEngine, topology
 from railwire.topology import gpus, select, sysfs
 from railwire.topology.select import Distance
 
-VERBS = "libfabric:verbs;ofi_rxm:"
+VERBS = "verbs:"
 ALL_CORES = frozenset(range(8))
 
 
@@ -35,10 +35,13 @@ def test_a_dead_port_makes_the_gpu_use_all_others_of_its_socket(tmp_path: Path) 
     assert names == [f"{VERBS}mlx5_{number}" for number in (0, 2, 3)] + ["shm"]  # not mlx5_8, which is slower
 
 
-def test_a_nic_that_libfabric_does_not_offer_is_not_chosen(tmp_path: Path) -> None:
-    machine, _ = eight_by_eight(tmp_path)
+def test_a_nic_that_no_library_offers_is_not_chosen(tmp_path: Path) -> None:
+    machine, offered = eight_by_eight(tmp_path)
     assert plan(machine, probe(*LOCAL), "cuda:1") == ["tcp://10.0.0.1", "shm"]
-    assert plan(machine, probe(*LOCAL, ("verbs;ofi_rxd", "mlx5_1")), "cuda:1") == ["tcp://10.0.0.1", "shm"]
+    # libfabric's way to the same device is only taken where it is named.
+    assert plan(machine, probe(*LOCAL, ("verbs;ofi_rxm", "mlx5_1")), "cuda:1") == ["tcp://10.0.0.1", "shm"]
+    offered["verbs"]["devices"][1] = verbs_device("mlx5_1", error="device mlx5_1 cannot be opened")
+    assert f"{VERBS}mlx5_1" not in plan(machine, offered, "cuda:1")
 
 
 def test_a_process_without_gpu_gets_the_fastest_nics_of_its_sockets(tmp_path: Path) -> None:
@@ -64,8 +67,10 @@ def test_each_gpu_gets_its_four_efas(tmp_path: Path) -> None:
 def test_efa_comes_before_verbs(tmp_path: Path) -> None:
     machine, offered = four_efas_per_gpu(tmp_path)
     machine.rdma("mlx5_0", "pci0000:f0", "0000:f0:00.0", numa=0)
-    offered["providers"] += probe(("verbs;ofi_rxm", "mlx5_0"), ("verbs;ofi_rxm", "rdmap79s0"))["providers"]
+    offered["verbs"] = probe(("verbs", "mlx5_0"), ("verbs", "rdmap79s0"))["verbs"]
     assert all(name.startswith("efa:") for name in plan(machine, offered, "cuda:0")[:-1])
+    # Where libfabric has no EFA, its devices are not taken for verbs NICs either.
+    assert plan(machine, probe(*LOCAL, ("verbs", "rdmap79s0")), "cuda:0") == ["tcp://10.0.0.1", "shm"]
 
 
 def test_at_most_sixteen_nics_spread_over_the_machine(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_shm_of_an_old_library_must_be_asked_for(version: str, expected: bool) -
 def test_software_rdma_must_be_asked_for(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.soft_roce("rxe0")
-    assert plan(machine, probe(*LOCAL, ("verbs;ofi_rxm", "rxe0")), "cpu") == ["tcp://10.0.0.1", "shm"]
+    assert plan(machine, probe(*LOCAL, ("verbs", "rxe0")), "cpu") == ["tcp://10.0.0.1", "shm"]
 
 
 def test_an_empty_tree_is_no_error(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import far_side
 import numpy as np
 import pytest
+from beds import EMULATED, patient
 from processes import Child, Children
 
 from railwire import (
@@ -27,7 +28,9 @@ from railwire import (
     TransferEngine,
 )
 
-LIVENESS = 1.0
+LIVENESS = patient(1.0)
+MIB = 1 << 20
+MUCH = MIB if EMULATED else 16 * MIB  # bytes per transfer where several are to be under way for a while
 Open = Callable[..., TransferEngine]
 
 
@@ -174,10 +177,10 @@ def test_the_fence_of_a_stopped_shm_writer_comes_with_its_death(open_engine: Ope
 def test_a_killed_peer_ends_everything_in_time(
     open_engine: Open, children: Children, child: Child, nic: str, when: str
 ) -> None:
-    engine, remote = linked(open_engine, child, nic, 16 << 20)
+    engine, remote = linked(open_engine, child, nic, MUCH)
     (peer,) = engine.peers
-    source = engine.register(np.ones(16 << 20, np.uint8))
-    pages = Pages(np.arange(4096), 4096)
+    source = engine.register(np.ones(MUCH, np.uint8))
+    pages = Pages(np.arange(MUCH // 4096), 4096)
     waiting = engine.counter(2).expect(1, peers=[peer], timeout=30)
     transfers = []
     if when == "before":
@@ -231,7 +234,8 @@ def test_a_stopped_peer_ends_everything_in_time(open_engine: Open, child: Child,
     with pytest.raises(PeerLostError):
         waiting.wait(20)
     assert time.monotonic() - begin < LIVENESS + 2
-    assert lost > 0
+    # An RDMA NIC goes on serving a process that stands: what the writes need of it has all been posted before.
+    assert lost > 0 or nic.startswith("verbs")
     peer.lost.wait(1)
     child.resume()
 
@@ -306,8 +310,8 @@ def own_nic(state: far_side.State) -> str:
 
 
 def test_close_with_transfers_in_flight(open_engine: Open, child: Child, nic: str) -> None:
-    engine, remote = linked(open_engine, child, nic, 16 << 20)
-    source = engine.register(np.ones(16 << 20, np.uint8))
+    engine, remote = linked(open_engine, child, nic, MUCH)
+    source = engine.register(np.ones(MUCH, np.uint8))
     transfers = [engine.write(source, remote) for _ in range(30)]
     begin = time.monotonic()
     engine.close()
@@ -317,8 +321,8 @@ def test_close_with_transfers_in_flight(open_engine: Open, child: Child, nic: st
 
 
 def test_the_other_side_closes_with_transfers_in_flight(open_engine: Open, child: Child, nic: str) -> None:
-    engine, remote = linked(open_engine, child, nic, 16 << 20)
-    source = engine.register(np.ones(16 << 20, np.uint8))
+    engine, remote = linked(open_engine, child, nic, MUCH)
+    source = engine.register(np.ones(MUCH, np.uint8))
     transfers = [engine.write(source, remote) for _ in range(30)]
     assert child.call(far_side.close) < LIVENESS + 2
     for transfer in transfers:

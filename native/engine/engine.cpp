@@ -149,9 +149,10 @@ void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int6
   }
   const int64_t now = now_ns();
   for (auto& link : peer.links) {
-    link->up = true;
-    link->last_heard = link->last_progress = now;
+    link->up = link->reachable = link->ever_up = true;
+    link->last_heard = link->last_progress = link->up_since = now;
   }
+  peer.last_up = now;
   peer.same_process = pid == getpid();
   if (pid > 0 && !peer.same_process && pid_start_ticks && start_ticks(pid) == pid_start_ticks) {
     peer.pid_fd = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));

@@ -160,13 +160,32 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // liveness.cpp: links and peers that end
   static bool only_link(const PeerLink& link);
-  void link_down(PeerLink& link, Failure failure, bool tell_peer);
+  // `silent`: not even messages pass between the two NICs.
+  void link_down(PeerLink& link, Failure failure, bool tell_peer, bool silent = false);
+  void pair_silent(PeerLink& link, Failure failure);
   void peer_ended(Peer& peer, PeerState state, Failure failure);
   void release_links(Peer& peer);
   void tick(int64_t now);
   void tick_peer(Peer& peer, int64_t now);
   void look_at_processes(int64_t now);
   void watch_process(Peer& peer, int64_t now);
+
+  // failover.cpp: what a broken link had not landed, and new links for broken ones
+  static bool another_is_up(const PeerLink& link);
+  static bool resendable(Status status);
+  void keep_orphan(PeerLink& link, LaneLink& share, const WorkRequest& request);
+  void drop_orphans(Lane& lane);
+  void resolve_orphans(PeerLink& link);
+  void resolve_all_orphans();
+  void send_again(PeerLink& from, const WorkRequest& request, LaneLink& share);
+  void remote_half_closed(PeerLink& link, uint32_t generation, uint64_t landed);
+  void send_link_record(Peer& peer, const PeerLink& link, RecordType type, std::span<const std::byte> address = {});
+  void link_record_arrived(Peer& peer, RecordType type, std::span<const std::byte> body);
+  void heard_again(PeerLink& link);
+  void try_rebuild(Peer& peer, PeerLink& link, int64_t now);
+  void make_new_half(PeerLink& link);
+  void rebuild_later(PeerLink& link);
+  void link_up(PeerLink& link);
 
   // records.cpp: control frames in and out
   void message_arrived(uint32_t nic, std::span<const std::byte> data);
@@ -241,6 +260,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
   bool acks_due_ = false;
+  bool orphans_due_ = false;  // a link that broke may be ready for what it had not landed to be sent again
   std::vector<NicStats> nic_stats_;
   Stats totals_;
   uint64_t post_samples_ = 0;

@@ -29,15 +29,20 @@ inline constexpr uint8_t kLastFrameType = static_cast<uint8_t>(FrameType::kRecor
 enum class RecordType : uint8_t {
   kMessage = 1,  // the user's bytes
   kPoison,       // id u32 | text: a write to this counter failed or was cancelled
-  kLinkDown,     // link u16: I have closed my half of this link; close yours and say so
-  kLinkClosed,   // link u16: nothing of yours can land through this link any more
-  kRevoke,       // region u64, request u64: stop writing to this region and confirm
-  kRevoked,      // request u64
-  kClose,        // stop writing to me altogether, close your halves and confirm
+  // link u16, generation u32, immediates u64 (that landed here through it): I have closed my half; close yours and say
+  // so
+  kLinkDown,
+  kLinkClosed,  // the same three: nothing of yours can land through this link any more
+  kRevoke,      // region u64, request u64: stop writing to this region and confirm
+  kRevoked,     // request u64
+  kClose,       // stop writing to me altogether, close your halves and confirm
   kClosed,
-  kCredit,  // total u64: bytes of messages that the user has taken so far
+  kCredit,      // total u64: bytes of messages that the user has taken so far
+  kLinkOffer,   // link u16, generation u32, address: my new half of a link that is closed at both ends
+  kLinkAnswer,  // the same: mine, connected to yours; without an address: not now
+  kLinkReady,   // link u16, generation u32: connected; write
 };
-inline constexpr uint8_t kLastRecordType = static_cast<uint8_t>(RecordType::kCredit);
+inline constexpr uint8_t kLastRecordType = static_cast<uint8_t>(RecordType::kLinkReady);
 
 struct FrameHeader {
   FrameType type = FrameType::kPing;

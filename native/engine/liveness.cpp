@@ -27,19 +27,24 @@ constexpr int kPingsPerLiveness = 5;
 // Without it the peer is lost.
 bool Engine::only_link(const PeerLink& link) {
   return std::none_of(link.peer->links.begin(), link.peer->links.end(),
-                      [&](const auto& other) { return other.get() != &link && other->up; });
+                      [&](const auto& other) { return other.get() != &link && other->reachable; });
 }
 
 // The link's own half is closed at once: that takes back every WR and, where the NIC can, keeps the peer from writing.
-void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer) {
+void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool silent) {
   if (!link.up) return;
   Peer& peer = *link.peer;
   const auto keep = peer.shared_from_this();
+  const bool resumable = link.nic->info().resumable;
   link.up = false;
+  link.reachable = resumable && !silent;
   link.link->close();
-  const bool any_up = !only_link(link);
-  if (!any_up) failure.reason = Reason::kPeerLost;
+  const bool alone = !link.reachable && only_link(link);
+  if (alone) failure.reason = Reason::kPeerLost;
   link.failure = failure;
+  const bool resume = resumable && peer.connected() && another_is_up(link);
+  link.resuming = resume;
+  if (resumable) rebuild_later(link);
 
   std::vector<std::shared_ptr<Operation>> alive;
   std::vector<Lane*> hit;
@@ -50,24 +55,46 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer) {
   for (Lane* lane : peer.lanes) {
     const LaneLink& share = lane->links[link.index];
     const bool unproven = std::any_of(unflushed.begin(), unflushed.end(), [&](auto* s) { return s->lane == lane; });
-    if (share.outstanding > 0 || unproven) {
+    if ((share.outstanding > 0 && !resume) || unproven) {
       hit.push_back(lane);
       alive.push_back(lane->transfer->shared_from_this());
     }
   }
+  if (!resume) {
+    // What waited for links that broke before has nowhere to go any more.
+    for (const auto& other : peer.links) {
+      for (const Orphan& orphan : other->orphans) {
+        if (!orphan.share) continue;
+        hit.push_back(orphan.share->lane);
+        alive.push_back(orphan.share->lane->transfer->shared_from_this());
+      }
+    }
+  }
   for (Lane* lane : hit) stop_lane(*lane, failure);
-  link.stash.clear();
+  std::vector<WorkRequest> unposted;
+  unposted.swap(link.stash);
+  for (const WorkRequest& wr : unposted) {
+    if (resume) send_again(link, wr, *static_cast<LaneLink*>(static_cast<WrContext*>(wr.context)));
+  }
   // Unproven landings now hang on the peer's word that it has closed its half, too.
   for (LaneLink* share : unflushed) link.want_confirmation.push_back(share);
 
-  if (!any_up) {
+  if (alone) {
     peer_ended(peer, PeerState::kLost, failure);
-  } else if (tell_peer) {
-    const uint16_t index = static_cast<uint16_t>(link.index);
-    std::byte body[sizeof index];
-    std::memcpy(body, &index, sizeof index);
-    send_record(peer, RecordType::kLinkDown, body);
+    return;
   }
+  if (tell_peer) send_link_record(peer, link, RecordType::kLinkDown);
+  orphans_due_ = true;
+}
+
+// Nothing is heard any more between the two NICs, so no message can set things right there either.
+void Engine::pair_silent(PeerLink& link, Failure failure) {
+  if (link.up) {
+    link_down(link, std::move(failure), true, true);
+    return;
+  }
+  link.reachable = false;
+  if (only_link(link)) peer_ended(*link.peer, PeerState::kLost, std::move(failure));
 }
 
 void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
@@ -78,11 +105,10 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.end_reason = failure;
   peer.state.store(state);
   for (auto& link : peer.links) {
-    if (link->up) {
-      link->up = false;
-      link->failure = failure;
-      link->link->close();
-    }
+    if (link->up) link->failure = failure;
+    link->up = link->reachable = link->resuming = false;
+    link->offer.clear();
+    if (link->link) link->link->close();
   }
   std::vector<std::shared_ptr<Operation>> alive;
   for (Lane* lane : peer.lanes) alive.push_back(lane->transfer->shared_from_this());
@@ -96,7 +122,13 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     link->in_flush.clear();
     link->want_confirmation.clear();
     link->stash.clear();
+    link->orphans.clear();
     for (LaneLink* share : waiting) {
+      // A process that dies takes its memory back before its queue pairs: its last answers are refusals.
+      if (state == PeerState::kLost && share->lane->failure.reason == Reason::kRemoteAccess) {
+        Failure& why = share->lane->failure;
+        why = {failure.reason, failure.peer, why.nic, failure.message + "; the last that came: " + why.message};
+      }
       if (!link->remote_closed && !peer.process_dead && state == PeerState::kLost) share->lane->may_still_land = true;
       one_more_proven(*share);
     }
@@ -192,27 +224,33 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
   const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
   for (size_t i = 0; i < peer.links.size() && !peer.ended(); ++i) {
     PeerLink& link = *peer.links[i];
-    if (!link.up) continue;
+    if (!link.reachable && !link.nic->info().resumable) continue;
+    // Also over a pair that is silent: it may be heard again, and then gets a new link.
     if (now - link.last_ping >= ping_every) {
       link.last_ping = now;
       send_simple(peer, link, FrameType::kPing, static_cast<uint64_t>(now));
     }
+    if (!link.reachable) continue;
     char seconds[32];
     if (now - link.last_heard > options_.liveness_ns) {
       std::snprintf(seconds, sizeof seconds, "%.1f", static_cast<double>(now - link.last_heard) * 1e-9);
-      link_down(link,
-                {Reason::kLinkFailed, peer.id, link_name(link),
-                 "peer " + peer.name + " has not been heard over " + link_name(link) + " for " + seconds +
-                     " s (liveness= sets the limit)"},
-                true);
+      pair_silent(link, {Reason::kLinkFailed, peer.id, link_name(link),
+                         "peer " + peer.name + " has not been heard over " + link_name(link) + " for " + seconds +
+                             " s (liveness= sets the limit)"});
       continue;
     }
     if (link.first_send_error && link.send_errors >= 3 && now - link.first_send_error > kSendErrorGrace) {
-      link_down(
-          link,
-          {Reason::kLinkFailed, peer.id, link_name(link),
-           "peer " + peer.name + " refuses messages over " + link_name(link) + ": its process has probably ended"},
-          true);
+      pair_silent(link, {Reason::kLinkFailed, peer.id, link_name(link),
+                         "peer " + peer.name + " refuses messages over " + link_name(link) +
+                             ": its process has probably ended"});
+      continue;
+    }
+    if (!link.up) {
+      try_rebuild(peer, link, now);
+      continue;
+    }
+    if (peer.connected() && link.nic->info().resumable && link.link->broken()) {
+      link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while it was idle"}, true);
       continue;
     }
     // WRs in the stash count too: a link that takes nothing any more stands still as well.
@@ -226,6 +264,15 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
     }
   }
   if (peer.ended()) return;
+  if (std::any_of(peer.links.begin(), peer.links.end(), [](const auto& link) { return link->up; })) {
+    peer.last_up = now;
+  } else if (now - peer.last_up > options_.liveness_ns && peer.connected()) {
+    peer_ended(peer, PeerState::kLost,
+               {Reason::kPeerLost, peer.id, "",
+                "peer " + peer.name + " is lost: it answers, but no link to it could be made anew: " +
+                    peer.links.front()->failure.message});
+    return;
+  }
   send_due_records(peer, now);
   check_incoming_revokes(peer);
   close_step(peer);
@@ -250,6 +297,7 @@ void Engine::tick(int64_t now) {
                       peer->close_requested || !peer->incoming_revokes.empty();
     if (busy) next = std::min(next, now + 10 * kMillisecond);
     for (const auto& link : peer->links) {
+      if (!link->up && link->reachable && peer->connected()) next = std::min(next, now + 10 * kMillisecond);
       if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);
     }
   }

@@ -33,6 +33,12 @@ struct LinkPlan {
   std::vector<std::byte> remote_control;  // control address of the remote NIC
 };
 
+// A WR that came back unfinished from a link that broke.
+struct Orphan {
+  WorkRequest request;
+  LaneLink* share = nullptr;  // null: its lane does not want it any more; the place in the order still counts
+};
+
 struct PeerLink : WrContext {
   Peer* peer = nullptr;
   uint32_t index = 0;
@@ -40,7 +46,8 @@ struct PeerLink : WrContext {
   uint64_t control = 0;  // handle of the remote NIC's control endpoint
   std::unique_ptr<Link> link;
   LinkEnds ends;
-  bool up = false;
+  bool up = false;             // takes WRs
+  bool reachable = false;      // messages pass between this pair of NICs; a link that is up always is
   bool remote_closed = false;  // the peer has confirmed that its half is closed
   int64_t last_heard = 0;
   int64_t last_ping = 0;
@@ -54,6 +61,20 @@ struct PeerLink : WrContext {
   bool flushing = false;
   int64_t flush_due = 0;  // when want_flush is flushed even if nobody waits for it
   Failure failure;        // why it is down
+
+  // Failing over and being made anew (failover.cpp); only where the NIC is resumable.
+  uint32_t generation = 0;      // how often the link has been made anew; both sides count alike
+  bool resuming = false;        // down, and what it had not landed goes over other links
+  uint64_t remote_landed = 0;   // immediates of ours that landed, by the peer's count; valid with remote_closed
+  std::vector<Orphan> orphans;  // came back unfinished, in the order of posting
+  enum class Rebuild : uint8_t { kIdle, kOffered, kAnswered } rebuild = Rebuild::kIdle;
+  std::vector<std::byte> offer;  // the peer's new half, until ours can be made; empty: none
+  uint32_t offered = 0;          // its generation
+  bool ever_up = false;          // this generation has been; else there is nothing that the peer could confirm
+  int64_t up_since = 0;
+  int64_t offered_at = 0;
+  int64_t rebuild_after = 0;
+  uint32_t rebuild_tries = 0;
 };
 
 // A message of the user on its way; done when the peer's engine has it.
@@ -122,6 +143,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
     return short_turn ? ready_short : ready;
   }
   std::unordered_set<Lane*> lanes;
+  int64_t last_up = 0;  // when a link was up
 
   // Reliable records.
   struct Unacked {
@@ -159,6 +181,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   struct Stats {
     uint64_t bytes_written = 0, bytes_read = 0, work_requests = 0, errors = 0;
     uint64_t messages_sent = 0, messages_received = 0, retransmissions = 0;
+    uint64_t links_rebuilt = 0, work_requests_resent = 0;
   } stats;
 };
 

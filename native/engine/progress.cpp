@@ -239,6 +239,8 @@ bool Engine::poll_nics() {
       }
     }
   }
+  if (orphans_due_) [[unlikely]]
+    resolve_all_orphans();
   return any;
 }
 
@@ -256,6 +258,14 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
   if (completion.status != Status::kOk) {
     ++nic_stats_[nic].errors;
     ++lane.peer->stats.errors;
+    if (completion.request && resendable(completion.status) && link.resuming) {
+      ++share.outstanding;
+      ++lane.outstanding;
+      keep_orphan(link, share, *completion.request);
+      if (lane.outstanding == 0 && lane.stopping) advance(lane);
+      orphans_due_ = true;
+      return;
+    }
     Failure failure = link.failure;  // why the link went down, if it did
     if (link.up || failure.reason == Reason::kNone) {
       std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
@@ -264,7 +274,19 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
     }
     const auto keep = lane.transfer->shared_from_this();
     const bool breaks = link.up && link.link->broken();
-    if (breaks && only_link(link)) failure.reason = Reason::kPeerLost;
+    const bool resumable = link.nic->info().resumable && completion.request;
+    if (breaks && resumable && lane.peer->connected() && another_is_up(link)) {
+      // The first error: all that follows on this link comes back as well, and its place in the order counts.
+      const WorkRequest request = *completion.request;
+      if (!resendable(completion.status)) stop_lane(lane, failure);
+      ++share.outstanding;
+      ++lane.outstanding;
+      keep_orphan(link, share, request);
+      link_down(link, failure, true);
+      if (lane.stopping && lane.outstanding == 0) advance(lane);
+      return;
+    }
+    if (breaks && only_link(link) && !resumable) failure.reason = Reason::kPeerLost;
     stop_lane(lane, failure);
     if (breaks) link_down(link, failure, true);
     return;
@@ -284,6 +306,7 @@ void Engine::stop_lane(Lane& lane, Failure failure) {
       lane.in_ready_list = false;
     }
     drop_stash(lane);
+    drop_orphans(lane);
     if (lane.phase == Lane::Phase::kReady) lane.phase = Lane::Phase::kDraining;
   }
   if (lane.outstanding == 0 && lane.phase == Lane::Phase::kDraining) advance(lane);
@@ -330,7 +353,7 @@ void Engine::advance(Lane& lane) {
         lane.stopping = true;
         lane.failure = link.failure;
       }
-      if (!lane.stopping || link.remote_closed || peer.process_dead) {
+      if (!lane.stopping || link.remote_closed || !link.ever_up || peer.process_dead) {
         share.landed = true;
       } else if (peer.ended()) {
         lane.may_still_land = true;

@@ -40,7 +40,7 @@ bool Engine::send_handshake(uint32_t nic, const std::vector<std::byte>& address,
 PeerLink* Engine::control_path(Peer& peer, uint32_t attempt) {
   std::vector<PeerLink*> up;
   for (auto& link : peer.links) {
-    if (link->up) up.push_back(link.get());
+    if (link->reachable) up.push_back(link.get());
   }
   if (up.empty()) return nullptr;
   if (attempt == 0) {
@@ -167,6 +167,7 @@ void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
       link->last_heard = now_ns();
       link->first_send_error = 0;
       link->send_errors = 0;
+      heard_again(*link);
     }
   }
   acknowledged(*peer, frame->header.ack);
@@ -229,21 +230,12 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
       break;
     }
     case RecordType::kLinkDown:
-    case RecordType::kLinkClosed: {
-      const auto index = reader.get<uint16_t>();
-      if (!reader.ok() || index >= peer.links.size()) break;
-      PeerLink& link = *peer.links[index];
-      link_down(link,
-                {Reason::kLinkFailed, peer.id, link_name(link), "peer " + peer.name + " reports that the link broke"},
-                false);
-      if (peer.ended()) break;
-      link.remote_closed = true;
-      std::vector<LaneLink*> confirmed;
-      confirmed.swap(link.want_confirmation);
-      for (LaneLink* share : confirmed) one_more_proven(*share);
-      if (record->type == RecordType::kLinkDown) send_record(peer, RecordType::kLinkClosed, record->body.first(2));
+    case RecordType::kLinkClosed:
+    case RecordType::kLinkOffer:
+    case RecordType::kLinkAnswer:
+    case RecordType::kLinkReady:
+      link_record_arrived(peer, record->type, record->body);
       break;
-    }
     case RecordType::kRevoke: {
       const auto region = reader.get<uint64_t>(), request = reader.get<uint64_t>();
       if (!reader.ok()) break;

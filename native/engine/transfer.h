@@ -90,6 +90,10 @@ class TrailingSource final : public WorkSource {
   uint64_t trailing_units() const override { return 0; }
   uint64_t total_bytes() const override { return 0; }
   bool touches(uint64_t) const override { return false; }
+  void redirect(WorkRequest& wr, const LinkEnds&, const LinkEnds& to) const override {
+    wr.remote = to.pad_address;
+    wr.rkey = to.pad_rkey;
+  }
 
  private:
   uint64_t units_;

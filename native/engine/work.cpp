@@ -64,6 +64,34 @@ bool PieceSource::touches(uint64_t region_id) const {
                      [=](const Piece& piece) { return piece.remote && piece.remote->region_id == region_id; });
 }
 
+namespace {
+
+// The same bytes of the same region through another pair of NICs.
+void move_target(WorkRequest& wr, const RemoteKeys& remote, const LinkEnds& from, const LinkEnds& to) {
+  wr.remote = wr.remote - remote.keys[from.remote_nic].base + remote.keys[to.remote_nic].base;
+  wr.rkey = remote.keys[to.remote_nic].rkey;
+}
+
+}  // namespace
+
+void PieceSource::redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const {
+  if (wr.length == 0) {
+    wr.remote = to.pad_address;
+    wr.rkey = to.pad_rkey;
+    return;
+  }
+  wr.local_key = region_->registrations[to.local_nic].local;
+  // All pieces of a lane go to one peer, but they may be of several regions: the key and the place tell which.
+  for (const Piece& piece : pieces_) {
+    if (!piece.remote) continue;
+    const auto& key = piece.remote->keys[from.remote_nic];
+    const uint64_t begin = key.base + piece.remote_offset;
+    if (key.rkey != wr.rkey || wr.remote < begin || wr.remote - begin >= piece.length) continue;
+    move_target(wr, *piece.remote, from, to);
+    return;
+  }
+}
+
 size_t PieceSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
   size_t n = 0;
   while (n < out.size() && piece_ < pieces_.size()) {
@@ -134,6 +162,11 @@ uint64_t PageSource::next_length() const {
   const auto& from = local_.indices;
   const bool merges = page_ + 1 < from.size() && from[page_ + 1] == from[page_] + 1;
   return merges ? merge_pages_ * page_bytes_ : page_bytes_;
+}
+
+void PageSource::redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const {
+  wr.local_key = region_->registrations[to.local_nic].local;
+  move_target(wr, *remote_, from, to);
 }
 
 size_t PageSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {

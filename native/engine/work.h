@@ -75,6 +75,8 @@ class WorkSource {
   virtual uint64_t trailing_units() const = 0;
   virtual uint64_t total_bytes() const = 0;
   virtual bool touches(uint64_t region_id) const = 0;
+  // Makes a WR that was filled for one link fit another one, with that link's keys.
+  virtual void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const = 0;
 };
 
 struct Piece {
@@ -96,6 +98,7 @@ class PieceSource final : public WorkSource {
   uint64_t trailing_units() const override { return trailing_units_; }
   uint64_t total_bytes() const override { return total_bytes_; }
   bool touches(uint64_t region_id) const override;
+  void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const override;
 
  private:
   void enter_piece();
@@ -132,6 +135,7 @@ class PageSource final : public WorkSource {
   uint64_t trailing_units() const override { return trailing_units_; }
   uint64_t total_bytes() const override { return page_bytes_ * local_.indices.size(); }
   bool touches(uint64_t region_id) const override { return remote_->region_id == region_id; }
+  void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const override;
 
  private:
   struct Fragment {  // a stretch of one page that is contiguous on both sides

@@ -138,7 +138,8 @@ LibfabricSpec parse_libfabric_spec(const std::string& text, const std::map<std::
     spec.provider = "efa";
     spec.fabric = "efa-direct";
   }
-  spec.kind = spec.kind.substr(0, spec.kind.find(';'));  // "verbs;ofi_rxm" talks to verbs
+  // "tcp;ofi_rxm" is a tcp; but "verbs;ofi_rxm" speaks a protocol of its own, which the verbs NIC does not.
+  spec.kind = spec.kind.starts_with("verbs;") ? "verbs-ofi" : spec.kind.substr(0, spec.kind.find(';'));
   if (const auto depth = options.find("link_depth"); depth != options.end()) {
     const std::string& value = depth->second;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), spec.link_depth);

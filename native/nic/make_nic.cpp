@@ -3,6 +3,7 @@
 
 #include "nic/libfabric_nic.h"
 #include "nic/simulated_nic.h"
+#include "nic/verbs_nic.h"
 
 namespace railwire {
 
@@ -10,8 +11,10 @@ std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::strin
   const std::string kind = spec.substr(0, spec.find(':'));
   if (kind == "sim") return make_simulated_nic(spec);
   if (kind == "tcp" || kind == "shm" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
+  if (kind == "verbs") return make_verbs_nic(spec, options);
   throw NicError("unknown NIC \"" + spec +
-                 "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, libfabric:PROVIDER[:DOMAIN] or sim://FABRIC/NAME "
+                 "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, verbs:DEVICE[:PORT], libfabric:PROVIDER[:DOMAIN] or "
+                 "sim://FABRIC/NAME "
                  "(`railwire doctor` lists what this machine has)");
 }
 

@@ -9,8 +9,8 @@
 
 namespace railwire {
 
-// "tcp://HOST[:PORT]", "tcp", "shm", "efa:DOMAIN", "libfabric:PROVIDER[:DOMAIN]", "sim://FABRIC/NAME".
-// Throws NicError if the name is wrong or the NIC cannot be opened.
+// "tcp://HOST[:PORT]", "tcp", "shm", "efa:DOMAIN", "verbs:DEVICE[:PORT]", "libfabric:PROVIDER[:DOMAIN]",
+// "sim://FABRIC/NAME". Throws NicError if the name is wrong or the NIC cannot be opened.
 std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::string, std::string>& options);
 
 }  // namespace railwire

@@ -38,6 +38,11 @@ struct NicInfo {
   // After Link::close() returns no byte of the remote half can land in local memory any more. False where the writer
   // itself copies into our memory (shm with CMA): there the writer has to confirm, or be dead.
   bool closing_fences = true;
+  // Links land what is posted in the order of posting, both halves count the immediates, and a link that has broken can
+  // be made anew while messages still pass. So the receiver's count of what landed through a broken link tells the
+  // sender exactly what to send again over another one (engine/failover.cpp). RC queue pairs are like that; EFA's SRD
+  // keeps no order, and libfabric's tcp tells nobody what had landed.
+  bool resumable = false;
   uint64_t max_write_bytes = 0;    // the longest single WR
   uint32_t link_depth = 0;         // WRs a link may have outstanding
   uint32_t max_message_bytes = 0;  // the longest control message
@@ -106,6 +111,9 @@ struct Completion {
   void* context = nullptr;
   Link* link = nullptr;
   std::span<const std::byte> data = {};
+  // Of a WR that did not end with kOk, where NicInfo::resumable: what was posted. Valid until the next poll() or
+  // post().
+  const WorkRequest* request = nullptr;
 };
 
 class Link {
@@ -128,6 +136,12 @@ class Link {
   // otherwise; none is in the provider's hands when close() returns. Idempotent. The Link must live until outstanding()
   // is 0.
   virtual void close() = 0;
+
+  // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final after close(), when
+  // all of them have been handed out or will be by poll().
+  virtual uint64_t immediates_landed() const { return 0; }
+  // How many of our own writes with immediate poll() has handed back with kOk.
+  virtual uint64_t immediates_completed() const { return 0; }
 };
 
 class Nic {

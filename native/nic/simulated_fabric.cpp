@@ -185,6 +185,7 @@ void SimulatedFabric::close_half(SimulatedHalf& closed) {
   Lock lock(mutex_);
   if (!closed.open) return;
   closed.open = false;
+  if (settings_.resumable) land_a_beginning(closed);
   // What is on the wire already lands or not, as with any connection that is cut.
   for (auto it = events_.begin(); it != events_.end();) {
     const Event& event = it->second;
@@ -196,14 +197,51 @@ void SimulatedFabric::close_half(SimulatedHalf& closed) {
       ++it;
     }
   }
-  for (const auto& [wr, waiting] : closed.outstanding) {
-    deliver(*closed.endpoint, {{.kind = Completion::kWorkRequest,
-                                .status = Status::kFlushed,
-                                .context = waiting.context,
-                                .link = closed.link},
-                               {}});
+  end_outstanding(closed, Status::kFlushed);
+}
+
+// In the order of posting.
+void SimulatedFabric::end_outstanding(SimulatedHalf& half, Status status) {
+  std::vector<uint64_t> numbers;
+  for (const auto& [wr, waiting] : half.outstanding) numbers.push_back(wr);
+  std::sort(numbers.begin(), numbers.end());
+  for (const uint64_t wr : numbers) complete(half.id, wr, status);
+}
+
+// Of what is under way a beginning of random length lands, and the rest never does.
+void SimulatedFabric::land_a_beginning(SimulatedHalf& half) {
+  std::vector<Event> under_way;
+  for (auto it = events_.begin(); it != events_.end();) {
+    if (it->second.half == half.id && it->second.kind == Event::kLand) {
+      under_way.push_back(std::move(it->second));
+      it = events_.erase(it);
+    } else {
+      ++it;
+    }
   }
-  closed.outstanding.clear();
+  size_t landing = under_way.empty() ? 0 : random_() % (under_way.size() + 1);
+  for (Event& event : under_way) {
+    if (landing == 0 || event.status != Status::kOk) {
+      landing = 0;
+      ++audit_.dropped_in_flight;
+      continue;
+    }
+    --landing;
+    event.completes = false;  // by the break
+    land(event);
+  }
+}
+
+void SimulatedFabric::break_links(const std::string& nic) {
+  Lock lock(mutex_);
+  const SimulatedEndpoint* found = endpoint(nic);
+  if (!found) throw NicError("no simulated NIC \"" + nic + "\"");
+  std::vector<std::shared_ptr<SimulatedHalf>> hit;
+  for (const auto& [id, weak] : halves_) {
+    const auto one = weak.lock();
+    if (one && one->open && one->endpoint == found) hit.push_back(one);
+  }
+  for (const auto& one : hit) break_half(*one, true);
 }
 
 void SimulatedFabric::add_memory(SimulatedEndpoint& endpoint, uint64_t rkey, SimulatedEndpoint::Memory memory) {
@@ -336,14 +374,30 @@ void SimulatedFabric::land(Event& event) {
       if (status == Status::kOk) {
         ++audit_.landed;
         if (event.flags & WorkRequest::kImmediate) {
-          schedule({.kind = Event::kArrive,
-                    .from = event.from,
-                    .to = event.to,
-                    .arrival = {{.kind = Completion::kImmediate, .immediate = event.immediate}, {}}},
-                   &target->endpoint->last_due);
+          SimulatedEndpoint::Arrival arrival{{.kind = Completion::kImmediate, .immediate = event.immediate}};
+          if (settings_.resumable) {  // counted is what will be handed out, even if the NIC dies now
+            ++target->immediates_landed;
+            deliver(*target->endpoint, std::move(arrival));
+          } else {
+            schedule({.kind = Event::kArrive, .from = event.from, .to = event.to, .arrival = std::move(arrival)},
+                     &target->endpoint->last_due);
+          }
         }
       }
     }
+  }
+  if (status != Status::kOk && settings_.resumable && initiator && !initiator->broken) {
+    if (status != Status::kUnreachable) {  // a refusal also acknowledges all before it
+      std::vector<uint64_t> earlier;
+      for (const auto& [wr, waiting] : initiator->outstanding) {
+        if (wr < event.wr) earlier.push_back(wr);
+      }
+      std::sort(earlier.begin(), earlier.end());
+      for (const uint64_t wr : earlier) complete(event.half, wr, Status::kOk);
+      complete(event.half, event.wr, status);
+    }
+    event.completes = false;
+    break_half(*initiator, false);
   }
   if (status == Status::kUnreachable && initiator) break_half(*initiator, false);
   if (event.completes) {
@@ -365,23 +419,27 @@ void SimulatedFabric::complete(uint64_t id, uint64_t wr, Status status) {
   const auto waiting = initiator->outstanding.find(wr);
   if (waiting == initiator->outstanding.end()) return;
   if (status != Status::kOk) ++audit_.failed;
-  void* context = waiting->second.context;
+  SimulatedEndpoint::Arrival arrival{.completion = {.kind = Completion::kWorkRequest,
+                                                    .status = status,
+                                                    .context = waiting->second.context,
+                                                    .link = initiator->link}};
+  if (settings_.resumable) arrival.request = std::make_shared<const WorkRequest>(waiting->second.request);
   initiator->outstanding.erase(waiting);
-  deliver(*initiator->endpoint,
-          {{.kind = Completion::kWorkRequest, .status = status, .context = context, .link = initiator->link}, {}});
+  deliver(*initiator->endpoint, std::move(arrival));
 }
 
 // The connection is gone: everything outstanding ends; what had not landed lands (with its immediate) or does not.
 void SimulatedFabric::break_half(SimulatedHalf& broken, bool outstanding_may_land) {
   if (broken.broken) return;
   broken.broken = true;
-  if (!outstanding_may_land) {
+  if (settings_.resumable) {
+    land_a_beginning(broken);
+  } else if (!outstanding_may_land) {
     std::erase_if(events_, [&](const auto& entry) {
       return entry.second.half == broken.id && entry.second.kind == Event::kLand && random_() % 2;
     });
   }
-  const auto waiting = broken.outstanding;
-  for (const auto& [wr, unused] : waiting) complete(broken.id, wr, Status::kUnreachable);
+  end_outstanding(broken, Status::kUnreachable);
 }
 
 void SimulatedFabric::deliver(SimulatedEndpoint& to, SimulatedEndpoint::Arrival arrival) {
@@ -399,7 +457,11 @@ void SimulatedFabric::post(SimulatedHalf& from, const WorkRequest& wr) {
   const auto target = half(from.remote_id);
   ++audit_.posted;
   const uint64_t number = next_id_++;
-  from.outstanding[number] = {wr.context, wr.local};
+  from.outstanding[number] = {wr.context, wr.local, wr};
+  if (settings_.resumable && from.broken) {
+    complete(from.id, number, Status::kFlushed);
+    return;
+  }
   Event event{.kind = wr.flags & WorkRequest::kRead    ? Event::kRead
                       : wr.flags & WorkRequest::kFlush ? Event::kFlush
                                                        : Event::kLand,
@@ -460,7 +522,7 @@ void SimulatedFabric::send(SimulatedEndpoint& from, const std::string& to, std::
 }
 
 size_t SimulatedFabric::take(SimulatedEndpoint& to, std::span<Completion> out,
-                             std::vector<std::vector<std::byte>>& keep) {
+                             std::vector<SimulatedEndpoint::Arrival>& keep) {
   Lock lock(mutex_);
   run_due();
   if (to.frozen) return 0;
@@ -469,8 +531,11 @@ size_t SimulatedFabric::take(SimulatedEndpoint& to, std::span<Completion> out,
     auto& arrival = to.inbox.front();
     out[n] = arrival.completion;
     if (out[n].kind == Completion::kMessage) {
-      keep.push_back(std::move(arrival.data));
-      out[n].data = keep.back();
+      keep.push_back(std::move(arrival));
+      out[n].data = keep.back().data;
+    } else if (arrival.request) {
+      keep.push_back(std::move(arrival));
+      out[n].request = keep.back().request.get();
     }
     ++n;
     to.inbox.pop_front();

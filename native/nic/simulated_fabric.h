@@ -33,7 +33,9 @@ struct SimulatedSettings {
   double message_loss_rate = 0;           // of control messages: an error completion instead of delivery
   bool completion_proves_landing = true;  // false: a WR completes when handed over, and lands later
   bool closing_fences = true;
-  bool discard = false;  // WRs complete at once and go nowhere: a NIC of unlimited speed
+  bool resumable = false;  // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
+                           // any error breaks it, and both halves count; not with `reorder`
+  bool discard = false;    // WRs complete at once and go nowhere: a NIC of unlimited speed
   uint64_t max_write_bytes = uint64_t{1} << 40;
   uint32_t link_depth = 256;
 };
@@ -53,6 +55,7 @@ struct SimulatedHalf {
   struct Outstanding {
     void* context = nullptr;
     void* local = nullptr;  // of reads
+    WorkRequest request;    // if resumable
   };
   uint64_t id = 0;
   uint64_t remote_id = 0;
@@ -62,6 +65,7 @@ struct SimulatedHalf {
   bool broken = false;
   std::unordered_map<uint64_t, Outstanding> outstanding;  // by WR number
   uint64_t unlanded = 0;                                  // handed over, not landed
+  uint64_t immediates_landed = 0;                         // of the other half's
   int64_t last_due = 0;
 };
 
@@ -73,7 +77,8 @@ struct SimulatedEndpoint {
   };
   struct Arrival {
     Completion completion;
-    std::vector<std::byte> data;
+    std::vector<std::byte> data = {};
+    std::shared_ptr<const WorkRequest> request = {};  // behind completion.request
   };
   std::string name;
   bool dead = false;
@@ -88,6 +93,8 @@ struct SimulatedEndpoint {
 };
 
 class SimulatedFabric {
+  using Lock = std::lock_guard<std::recursive_mutex>;
+
  public:
   // Throws NicError if the name is taken, or not known.
   static std::shared_ptr<SimulatedFabric> create(const std::string& name, const SimulatedSettings& settings);
@@ -104,6 +111,8 @@ class SimulatedFabric {
   void freeze(const std::string& nic, bool frozen);
   void partition(const std::string& a, const std::string& b, bool apart);
   void fail_next(const std::string& nic, uint32_t count, Status status);
+  // All connections of the NIC break, as by a fault of its own; new ones can be made.
+  void break_links(const std::string& nic);
   void hold(bool held);
   // While held: carries out one event, a random one. False if there is none that could be.
   bool deliver_one();
@@ -118,7 +127,16 @@ class SimulatedFabric {
   void send(SimulatedEndpoint& from, const std::string& to, std::span<const std::byte> message, void* context);
   void add_memory(SimulatedEndpoint& endpoint, uint64_t rkey, SimulatedEndpoint::Memory memory);
   void remove_memory(SimulatedEndpoint& endpoint, uint64_t rkey);
-  size_t take(SimulatedEndpoint& endpoint, std::span<Completion> out, std::vector<std::vector<std::byte>>& keep);
+  // What the completions refer to is moved to `keep`.
+  size_t take(SimulatedEndpoint& endpoint, std::span<Completion> out, std::vector<SimulatedEndpoint::Arrival>& keep);
+  uint64_t immediates_landed(SimulatedHalf& half) {
+    Lock lock(mutex_);
+    return half.immediates_landed;
+  }
+  bool has_broken(SimulatedHalf& half) {
+    Lock lock(mutex_);
+    return half.broken;
+  }
   bool quiet(SimulatedEndpoint& endpoint);  // nothing that a sleeper would miss
   std::atomic<bool> discard{false};
 
@@ -137,8 +155,6 @@ class SimulatedFabric {
     SimulatedEndpoint::Arrival arrival = {};
     std::vector<std::byte> payload = {};
   };
-  using Lock = std::lock_guard<std::recursive_mutex>;
-
   void schedule(Event event, int64_t* after = nullptr);
   void run_due();
   bool blocked(const Event& event) const;
@@ -146,6 +162,8 @@ class SimulatedFabric {
   void land(Event& event);
   void complete(uint64_t half, uint64_t wr, Status status);
   void break_half(SimulatedHalf& half, bool outstanding_may_land);
+  void end_outstanding(SimulatedHalf& half, Status status);
+  void land_a_beginning(SimulatedHalf& half);
   void deliver(SimulatedEndpoint& endpoint, SimulatedEndpoint::Arrival arrival);
   std::shared_ptr<SimulatedHalf> half(uint64_t id);
   SimulatedEndpoint* endpoint(const std::string& name);

@@ -33,6 +33,7 @@ SimulatedNic::SimulatedNic(std::string spec, std::shared_ptr<SimulatedFabric> fa
   info_.same_host_only = true;
   info_.completion_proves_landing = settings.completion_proves_landing;
   info_.closing_fences = settings.closing_fences;
+  info_.resumable = settings.resumable && settings.completion_proves_landing && !settings.reorder;
   info_.max_write_bytes = settings.max_write_bytes;
   info_.link_depth = settings.link_depth;
   info_.max_message_bytes = 64 * 1024;
@@ -84,7 +85,12 @@ size_t SimulatedNic::poll(std::span<Completion> out) {
     if (out[i].kind != Completion::kWorkRequest) continue;
     auto* link = static_cast<SimulatedLink*>(out[i].link);
     --link->outstanding_;
-    if (out[i].status == Status::kUnreachable) link->broken_ = true;
+    if (out[i].status == Status::kOk && out[i].request) {
+      link->immediates_completed_ += (out[i].request->flags & WorkRequest::kImmediate) != 0;
+    }
+    if (out[i].status == Status::kUnreachable || (info_.resumable && out[i].status != Status::kOk)) {
+      link->broken_ = true;
+    }
   }
   return n;
 }

@@ -41,7 +41,7 @@ class SimulatedNic final : public Nic {
   std::shared_ptr<SimulatedEndpoint> endpoint_;
   NicInfo info_;
   std::vector<std::string> peers_;
-  std::vector<std::vector<std::byte>> messages_;  // handed out by the last poll
+  std::vector<SimulatedEndpoint::Arrival> messages_;  // handed out by the last poll
   struct Discarded {
     SimulatedLink* link;
     void* context;
@@ -58,8 +58,10 @@ class SimulatedLink final : public Link {
   void connect(std::span<const std::byte> remote_address) override;
   size_t post(std::span<const WorkRequest> batch) override;
   size_t outstanding() const override { return outstanding_; }
-  bool broken() const override { return broken_; }
+  bool broken() const override { return broken_ || (nic_.info_.resumable && nic_.fabric_->has_broken(*half_)); }
   void close() override;
+  uint64_t immediates_landed() const override { return nic_.fabric_->immediates_landed(*half_); }
+  uint64_t immediates_completed() const override { return immediates_completed_; }
 
  private:
   friend class SimulatedNic;
@@ -67,6 +69,7 @@ class SimulatedLink final : public Link {
   SimulatedNic& nic_;
   const std::shared_ptr<SimulatedHalf> half_;
   size_t outstanding_ = 0;
+  uint64_t immediates_completed_ = 0;
   bool connected_ = false;
   bool closed_ = false;
   bool broken_ = false;

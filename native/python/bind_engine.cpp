@@ -93,6 +93,8 @@ nb::dict stats(EngineHandle& self) {
     d["messages_sent"] = counts.messages_sent;
     d["messages_received"] = counts.messages_received;
     d["retransmissions"] = counts.retransmissions;
+    d["links_rebuilt"] = counts.links_rebuilt;
+    d["work_requests_resent"] = counts.work_requests_resent;
     peers.append(d);
   }
   nb::dict out;

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "nic/libfabric_library.h"
+#include "nic/verbs_library.h"
 #include "python/bindings.h"
 
 namespace nb = nanobind;
@@ -50,6 +51,53 @@ nb::dict probe_dict() {
   return dict;
 }
 
+nb::dict port_dict(const VerbsPort& port) {
+  nb::list gids;
+  for (const VerbsGid& gid : port.gids) {
+    nb::dict one;
+    one["index"] = gid.index;
+    one["gid"] = gid.gid;
+    one["type"] = gid.type;
+    one["netdev"] = gid.netdev;
+    gids.append(one);
+  }
+  nb::dict dict;
+  dict["number"] = port.number;
+  dict["state"] = port.state;
+  dict["link_layer"] = port.link_layer;
+  dict["mtu"] = port.mtu;
+  dict["link_gbps"] = port.link_gbps;
+  dict["lid"] = port.lid;
+  dict["chosen_gid"] = port.chosen_gid;
+  dict["gids"] = gids;
+  return dict;
+}
+
+nb::dict verbs_probe_dict() {
+  VerbsProbe probe;
+  {
+    nb::gil_scoped_release released;
+    probe = verbs_probe();
+  }
+  nb::list devices;
+  for (const VerbsDevice& device : probe.devices) {
+    nb::list ports;
+    for (const VerbsPort& port : device.ports) ports.append(port_dict(port));
+    nb::dict dict;
+    dict["name"] = device.name;
+    dict["hardware"] = device.hardware;
+    dict["dmabuf"] = device.dmabuf;
+    dict["error"] = device.error;
+    dict["ports"] = ports;
+    devices.append(dict);
+  }
+  nb::dict dict;
+  dict["library"] = probe.library;
+  dict["error"] = probe.error;
+  dict["devices"] = devices;
+  return dict;
+}
+
 }  // namespace
 
 void bind_nics(nb::module_& m) {
@@ -59,6 +107,11 @@ void bind_nics(nb::module_& m) {
         "Opens libfabric if that has not happened yet and says what was tried and found, as a dict: attempts (path, "
         "found, error, version), library, version, providers (name, domain, fabric, version, kind), error. Never "
         "raises for what the machine lacks.");
+  m.def(
+      "verbs_probe", &verbs_probe_dict,
+      "Opens libibverbs if that has not happened yet and says what it shows, as a dict: library, error, devices "
+      "(name, hardware, dmabuf, error, ports (number, state, link_layer, mtu, link_gbps, lid, chosen_gid, gids (index, "
+      "gid, type, netdev))). Never raises for what the machine lacks.");
 }
 
 }  // namespace railwire

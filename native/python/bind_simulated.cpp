@@ -40,6 +40,7 @@ void bind_simulated(nb::module_& m) {
       .def_rw("message_loss_rate", &SimulatedSettings::message_loss_rate)
       .def_rw("completion_proves_landing", &SimulatedSettings::completion_proves_landing)
       .def_rw("closing_fences", &SimulatedSettings::closing_fences)
+      .def_rw("resumable", &SimulatedSettings::resumable)
       .def_rw("discard", &SimulatedSettings::discard)
       .def_rw("max_write_bytes", &SimulatedSettings::max_write_bytes)
       .def_rw("link_depth", &SimulatedSettings::link_depth);
@@ -59,6 +60,9 @@ void bind_simulated(nb::module_& m) {
           nogil)
       .def(
           "kill", [](FabricHandle& self, const std::string& nic) { self.fabric->kill(nic); }, "nic"_a, nogil)
+      .def(
+          "break_links", [](FabricHandle& self, const std::string& nic) { self.fabric->break_links(nic); }, "nic"_a,
+          nogil)
       .def(
           "freeze", [](FabricHandle& self, const std::string& nic, bool frozen) { self.fabric->freeze(nic, frozen); },
           "nic"_a, "frozen"_a, nogil)

@@ -74,6 +74,14 @@ def _raw(nic: str, setting: Setting) -> Launch | None:
     return Launch("railwire.bench.raw_runner", options=options)
 
 
+def _perftest(nic: str, setting: Setting) -> Launch | None:
+    if _kind(nic) != "verbs":
+        return None
+    # Its two programs are started beside each other, and take their cores from the kernel.
+    options = {"wr_window": str(setting.link_depth or 128)}
+    return Launch("railwire.bench.perftest_runner", isolated=False, solo=True, options=options)
+
+
 def _nixl(nic: str, setting: Setting) -> Launch | None:
     # UCX insists on a transport with failure handling beside shared memory; the data still goes by CMA.
     transports = {"tcp": "tcp", "shm": "shm,tcp"}.get(_kind(nic))
@@ -100,6 +108,7 @@ CONTENDERS = {
             ops=("write", "pages", "scatter", "read", "send", "pingpong"),
         ),
         Contender("raw", _raw, "this build of railwire has no bare libfabric loop (libfabric's headers were missing)"),
+        Contender("perftest", _perftest, "not installed: apt-get install perftest", ops=("write", "pages", "pingpong")),
         Contender("nixl", _nixl, "not installed: pip install --no-deps nixl nixl-cu12"),
         Contender("mooncake", _mooncake, "not installed: pip install mooncake-transfer-engine-non-cuda"),
     )

@@ -174,7 +174,7 @@ class _Attempt:
             mops=statistics.median(work.total_pages / run.seconds / 1e6 for run in self.runs),
             us_p50=statistics.median(run.us_p50 for run in self.runs),
             us_p99=statistics.median(run.us_p99 for run in self.runs),
-            verified=all(run.verified for run in self.runs),
+            verified=None if any(run.verified is None for run in self.runs) else all(run.verified for run in self.runs),
             repeats=len(self.runs),
             seen_by_receiver=all(run.seen_by_receiver for run in self.runs),
             version=self.entrant.pair.version,

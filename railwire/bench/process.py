@@ -149,11 +149,12 @@ class Run:
     seconds: float
     us_p50: float
     us_p99: float
-    verified: bool
+    verified: bool | None
+    """None: the contender cannot tell."""
     seen_by_receiver: bool
 
     @classmethod
-    def of(cls, work: Work, laps: Mapping[str, Any], served: Mapping[str, Any], verified: bool) -> Run:
+    def of(cls, work: Work, laps: Mapping[str, Any], served: Mapping[str, Any], verified: bool | None) -> Run:
         """From the answers of initiator and target."""
         seen = served["end_ns"] != 0
         return cls(

@@ -103,7 +103,7 @@ def _cell(result: Result, ratio: float | None) -> str:
         text = f"{format_rate(result.mops or 0)} M/s"
     else:
         text = f"{format_rate(result.gbytes_per_s)} GB/s"
-    if not result.verified:
+    if result.verified is False:
         text += " (wrong data)"
     return text if ratio is None else f"{text} ({ratio:.2f} x)"
 
@@ -125,6 +125,8 @@ def notes(results: Sequence[Result]) -> list[str]:
 def _figures(result: Result) -> list[str | Text]:
     latency = result.scenario.latency
     verified = Text("yes", style="green") if result.verified else Text("NO", style="bold red")
+    if result.verified is None:
+        verified = Text("not checked", style="dim")
     return [
         "" if latency else format_rate(result.gbytes_per_s or 0),
         "" if latency else format_rate(result.mops or 0),

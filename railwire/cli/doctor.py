@@ -47,6 +47,12 @@ def show(report: Report, console: Console) -> None:
     )
     console.print(_interfaces(report))
     console.print(_rdma(report) if report.rdma_devices else "RDMA devices: none in /sys/class/infiniband.")
+    if report.verbs.devices:
+        console.print(_verbs(report))
+    console.print(
+        f"libibverbs: {report.verbs.path or 'none'}" + (f" ({report.verbs.error})" if report.verbs.error else ""),
+        markup=False,
+    )
     console.print(_attempts(report))
     console.print(_providers(report))
     _show_gpus(report, console)
@@ -114,6 +120,30 @@ def _rdma(report: Report) -> Table:
     )
 
 
+def _verbs(report: Report) -> Table:
+    return _table(
+        'Verbs devices, as nics=["verbs:DEVICE"] opens them',
+        ("device", "port", "state", "link", "Gbit/s", "MTU", "GIDs (* is taken)", "dma-buf"),
+        (
+            (
+                device.name,
+                str(port.number),
+                port.state,
+                port.link_layer + (f", LID {port.lid}" if port.link_layer == "InfiniBand" else ""),
+                _speed(port.link_gbps),
+                str(port.mtu),
+                "\n".join(
+                    f"{'*' if gid.index == port.chosen_gid else ' '}{gid.index}: {gid.gid} {gid.type}".rstrip()
+                    for gid in port.gids
+                ),
+                "yes" if device.dmabuf else "no",
+            )
+            for device in report.verbs.devices
+            for port in device.ports
+        ),
+    )
+
+
 def _attempts(report: Report) -> Table:
     return _table(
         "libfabric, in the order tried",
@@ -132,7 +162,7 @@ def _providers(report: Report) -> Table:
     )
     missing = (
         (one.name, "not found", one.why + (f"\n-> {one.remedy}" if one.remedy else ""))
-        for one in report.libfabric.missing
+        for one in (*report.libfabric.missing, *([report.verbs.missing] if report.verbs.missing else []))
     )
     return _table("Providers", ("provider", "version", "devices, or why there are none"), (*found, *missing))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import railwire
-from railwire import _native, handshake, topology, wire
-from railwire.doctor import libraries, limits, pitfalls
+from railwire import handshake, topology, wire
+from railwire.doctor import libraries, limits, pitfalls, verbs
 from railwire.doctor.report import GpuFacts, Pairing, Plan, Report
 from railwire.errors import ConfigurationError
 from railwire.topology import gpus as gpu_lists
@@ -32,21 +32,23 @@ def examine(
 
     Args:
         root: of the file system.
-        probe: what libfabric offers; None: it is asked.
+        probe: what libfabric and libibverbs offer, as from ``topology.ask_libraries()``; None: they are asked.
         environ: environment variables; None: this process's.
         tcp_host: where a tcp NIC would listen; None: it is looked up.
     """
     here = root == sysfs.ROOT
     allowed = limits.examine(root)  # forks, so it comes before libraries that may start threads
     environ = dict(os.environ if environ is None else environ)
-    probe = _native.libfabric_probe() if probe is None else probe
+    probe = topology.ask_libraries() if probe is None else probe
     tcp_host = topology.default_address() if tcp_host is None else tcp_host
     order = gpu_lists.driver_order if here else None
     found = gpu_lists.gpus(root) or (_from_nvidia_smi() if here else [])
     visible = gpu_lists.cuda_order(found, environ, order)
     interfaces = sysfs.net_interfaces(root, sysfs.first_ipv4 if here else lambda _: None)
     rdma = sysfs.rdma_devices(root)
-    libfabric = libraries.libfabric(probe, root, rdma, sysfs.pci_devices(root), environ)
+    pci = sysfs.pci_devices(root)
+    libfabric = libraries.libfabric(probe, root, rdma, pci, environ)
+    direct = verbs.verbs(probe.get("verbs", {}), root, rdma, pci)
     gpus = tuple(_gpu_facts(gpu, visible) for gpu in found)
     pairings = tuple(
         Pairing(gpu.address, device.name, select.distance(gpu.pci, device.pci)[0].name.lower())
@@ -65,6 +67,7 @@ def examine(
         interfaces=tuple(interfaces),
         rdma_devices=tuple(rdma),
         libfabric=libfabric,
+        verbs=direct,
         gpus=gpus,
         gpu_driver=sysfs.read_text(root / "proc/driver/nvidia/version").partition("\n")[0],
         pairings=pairings,
@@ -73,11 +76,12 @@ def examine(
         pitfalls=(
             *pitfalls.library(libfabric),
             *pitfalls.rdma(rdma, allowed),
+            *verbs.pitfalls(direct),
             *pitfalls.gpus(gpus, rdma, pairings, root),
             *pitfalls.machine(allowed, root, environ),
             *pitfalls.network(interfaces, tcp_host),
         ),
-        usable=bool(libfabric.providers),
+        usable=bool(libfabric.providers) or direct.missing is None,
     )
 
 
@@ -133,6 +137,8 @@ def _address(nics: Sequence[str], host: str, pid: int) -> wire.Address:
 
 
 def kind_of(nic: str) -> str:
-    """The kind (``NicInfo.kind``) of a NIC with this name: ``libfabric:verbs;ofi_rxm:mlx5_0`` is ``verbs``."""
+    """The kind (``NicInfo.kind``) of a NIC with this name: ``libfabric:verbs;ofi_rxm:mlx5_0`` is ``verbs-ofi``."""
     first, _, rest = nic.partition(":")
+    if rest.startswith("verbs;"):
+        return "verbs-ofi"  # does not understand the verbs NIC
     return rest.partition(":")[0].partition(";")[0] if first == "libfabric" else first

@@ -12,8 +12,6 @@ from railwire.doctor.report import Attempt, Libfabric, MissingProvider, Provider
 from railwire.topology.sysfs import PciDevice, RdmaDevice, entries
 
 AMAZON = 0x1D0F
-_MELLANOX = 0x15B3
-_NETWORK = 0x02  # PCI class
 _EFA_DEVICES = range(0xEFA0, 0xEFB0)
 _SHM_NEEDS = 30 << 20  # libfabric 2.5 offers shm with 32 MiB and not with 24 (measured)
 _IRRELEVANT = ("net", "sockets", "udp")  # offered wherever tcp is, and worse
@@ -52,8 +50,8 @@ def _missing(
 ) -> list[MissingProvider]:
     kinds = {one["kind"] for one in probe["providers"]}
     found = []
-    for name in ("tcp", "shm", "efa", "verbs;ofi_rxm"):
-        if name.partition(";")[0] in kinds:
+    for name in ("tcp", "shm", "efa"):
+        if name in kinds:
             continue
         if not probe["library"]:
             why, remedy = (
@@ -62,8 +60,6 @@ def _missing(
             )
         elif name == "efa":
             why, remedy = _why_no_efa(root, rdma, pci)
-        elif name == "verbs;ofi_rxm":
-            why, remedy = _why_no_verbs(root, rdma, pci)
         elif name == "shm" and not (root / "dev/shm").is_dir():
             why, remedy = "there is no /dev/shm", "mount a tmpfs there"
         elif name == "shm" and (free := shared_memory(root / "dev/shm").free_bytes) < _SHM_NEEDS:
@@ -86,24 +82,6 @@ def _why_no_efa(root: Path, rdma: Sequence[RdmaDevice], pci: Sequence[PciDevice]
     return "this machine has no EFA device", ""
 
 
-def _why_no_verbs(root: Path, rdma: Sequence[RdmaDevice], pci: Sequence[PciDevice]) -> tuple[str, str]:
-    devices = [one for one in rdma if one.pci is None or one.pci.vendor != AMAZON]
-    if devices:
-        if not any(one.active for one in devices):
-            return "no RDMA device has an active port", "check cables and `rdma link`"
-        return _why_no_access(root, "librdmacm.so.1") or (
-            "there are RDMA devices, but libfabric does not offer them: it was built without verbs, or their network "
-            "interfaces have no address (RDMA CM needs one)",
-            "give each interface an address; FI_LOG_LEVEL=info railwire doctor shows what libfabric says",
-        )
-    if any(one.vendor == _MELLANOX and one.pci_class >> 16 == _NETWORK for one in pci):
-        return (
-            "there is a Mellanox NIC, but /sys/class/infiniband does not show it",
-            "modprobe mlx5_ib ib_uverbs rdma_ucm",
-        )
-    return "this machine has no RDMA device", ""
-
-
 def _why_no_access(root: Path, library: str) -> tuple[str, str] | None:
     """What commonly keeps a process from a device that is there; None: none of that."""
     if not any(entry.name.startswith("uverbs") for entry in entries(root / "dev/infiniband")):
@@ -112,5 +90,5 @@ def _why_no_access(root: Path, library: str) -> tuple[str, str] | None:
         try:
             ctypes.CDLL(name)
         except OSError:
-            return f"{name} cannot be opened", "install rdma-core (Debian, Ubuntu: ibverbs-providers librdmacm1)"
+            return f"{name} cannot be opened", "install rdma-core (Debian, Ubuntu: ibverbs-providers)"
     return None

@@ -26,7 +26,7 @@ class Provider:
     """One provider of libfabric that an engine can use or be told to use."""
 
     name: str
-    """``tcp``, ``shm``, ``efa``, ``verbs;ofi_rxm``, ..."""
+    """``tcp``, ``shm``, ``efa``, ..."""
     kind: str
     """NICs of one kind can talk to each other."""
     version: str
@@ -55,6 +55,62 @@ class Libfabric:
     attempts: tuple[Attempt, ...]
     providers: tuple[Provider, ...]
     missing: tuple[MissingProvider, ...]
+
+
+@dataclass(frozen=True)
+class VerbsGid:
+    """One address of a port."""
+
+    index: int
+    gid: str
+    type: str
+    """``RoCE v2``, ``IB/RoCE v1``; empty where the kernel does not say."""
+    netdev: str
+
+
+@dataclass(frozen=True)
+class VerbsPort:
+    """One port of a verbs device."""
+
+    number: int
+    state: str
+    """``ACTIVE``, ``DOWN``, ..."""
+    link_layer: str
+    """``Ethernet`` or ``InfiniBand``."""
+    mtu: int
+    """Active, in bytes."""
+    link_gbps: float
+    lid: int
+    """InfiniBand only."""
+    chosen_gid: int
+    """Index of the GID that a NIC takes unless told otherwise; -1: none will do."""
+    gids: tuple[VerbsGid, ...]
+
+
+@dataclass(frozen=True)
+class VerbsDevice:
+    """One device of libibverbs."""
+
+    name: str
+    hardware: bool
+    """False: Soft-RoCE and the like."""
+    dmabuf: bool
+    """GPU memory can be registered by dma-buf as far as the library goes; the driver shows when it is tried."""
+    error: str
+    """Why no NIC can be opened on it, with the remedy; empty if one can."""
+    ports: tuple[VerbsPort, ...]
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """libibverbs, which the ``verbs:DEVICE`` NICs use directly."""
+
+    path: str
+    """Empty if it could not be opened."""
+    error: str
+    devices: tuple[VerbsDevice, ...]
+    missing: MissingProvider | None
+    """Why no device can be used; None if one can."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +176,7 @@ class Report:
     interfaces: tuple[NetInterface, ...]
     rdma_devices: tuple[RdmaDevice, ...]
     libfabric: Libfabric
+    verbs: Verbs
     gpus: tuple[GpuFacts, ...]
     gpu_driver: str
     """The first line of /proc/driver/nvidia/version; empty without a driver."""

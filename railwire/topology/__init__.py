@@ -14,7 +14,7 @@ from railwire.errors import ConfigurationError
 from railwire.topology import gpus as _gpus
 from railwire.topology import select, sysfs
 
-__all__ = ["default_address", "nics_for_device", "plan"]
+__all__ = ["ask_libraries", "default_address", "nics_for_device", "plan"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,7 +45,7 @@ def plan(
 
     Args:
         device: ``"cpu"`` or ``"cuda:N"``.
-        probe: what libfabric offers there, from ``_native.libfabric_probe()``.
+        probe: what libfabric and libibverbs offer there, from :func:`ask_libraries`.
         root: of its file system.
         tcp_host: where its tcp NIC would listen.
         environ: CUDA_VISIBLE_DEVICES counts.
@@ -86,8 +86,12 @@ def default_address() -> str:
     return LOOPBACK
 
 
+def ask_libraries() -> dict[str, Any]:
+    """What ``_native.libfabric_probe()`` says, and under ``"verbs"`` what ``_native.verbs_probe()`` does."""
+    return {**_native.libfabric_probe(), "verbs": _native.verbs_probe()}
+
+
 @functools.cache
 def _probe() -> dict[str, Any]:
     """Asked once per process: it takes a tenth of a second, and devices do not come and go."""
-    probe: dict[str, Any] = _native.libfabric_probe()
-    return probe
+    return ask_libraries()

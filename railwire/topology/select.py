@@ -9,6 +9,8 @@ from typing import Any
 
 from railwire.topology.sysfs import UNKNOWN_NUMA, PciDevice, RdmaDevice
 
+_AMAZON = 0x1D0F
+
 MAX_RDMA_NICS = 16
 """A write is striped over at most 16 NICs (docs/guarantees.md)."""
 
@@ -28,7 +30,7 @@ class Distance(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """An RDMA NIC that libfabric offers and the kernel shows."""
+    """An RDMA NIC that a library offers and the kernel shows."""
 
     spec: str
     """As ``nics=`` takes it."""
@@ -60,13 +62,13 @@ def distance(one: PciDevice | None, other: PciDevice | None) -> tuple[Distance, 
 
 
 def rdma_candidates(probe: Mapping[str, Any], devices: Sequence[RdmaDevice]) -> list[Candidate]:
-    """The RDMA NICs that can be used: all EFA devices, or where there is none all verbs NICs.
+    """The RDMA NICs that can be used: all EFA devices (through libfabric), or where there is none all verbs NICs.
 
     Left out are devices without an active port and those without hardware (Soft-RoCE, which is slower than tcp): they
     can still be asked for by name.
 
     Args:
-        probe: from ``_native.libfabric_probe()``.
+        probe: from :func:`railwire.topology.ask_libraries`.
         devices: from :func:`railwire.topology.sysfs.rdma_devices`.
     """
     by_name = {device.name: device for device in devices if device.active and device.pci is not None}
@@ -76,8 +78,11 @@ def rdma_candidates(probe: Mapping[str, Any], devices: Sequence[RdmaDevice]) -> 
         domain = provider["domain"]
         if provider["kind"] == "efa" and (device := by_name.get(domain.removesuffix("-rdm"))):
             efa.setdefault(device.name, Candidate(f"efa:{domain}", device))
-        elif provider["name"] == "verbs;ofi_rxm" and (device := by_name.get(domain)):
-            verbs.setdefault(device.name, Candidate(f"libfabric:verbs;ofi_rxm:{domain}", device))
+    for offered in probe.get("verbs", {}).get("devices", ()):
+        device = by_name.get(offered["name"])
+        # EFA's devices are in libibverbs, too, but have no RC queue pairs.
+        if device is not None and device.pci is not None and device.pci.vendor != _AMAZON and not offered["error"]:
+            verbs[device.name] = Candidate(f"verbs:{device.name}", device)
     return sorted((efa or verbs).values(), key=_pci_order)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from instances import Cluster, complete, small, tokens_of
 
-pytestmark = pytest.mark.timeout(600)
+# Slow: ranks of one vLLM spin while they wait for each other; three workers on two cores take minutes, or for ever.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", params=[(2, 1), (1, 2)], ids=["tp2-tp1", "tp1-tp2"])

@@ -1,0 +1,128 @@
+// Posts work requests through the verbs NIC to a provider that does next to nothing, so that callgrind counts what
+// they cost here: scripts/count-instructions.sh runs it with two counts and divides the difference.
+//
+//   verbs_instructions pages COUNT   one write_pages of COUNT scattered pages of 4 KiB, through the whole engine
+//   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+
+#include "../tests/stub_verbs.h"
+#include "engine/clock.h"
+#include "engine/engine.h"
+#include "nic/verbs_nic.h"
+
+using namespace railwire;
+using namespace railwire::testing;
+
+namespace {
+
+// A ring of completions: about ten instructions for a WR, twenty for a signalled one.
+constexpr size_t kRing = 4096;
+ibv_wc ring[kRing];
+size_t head = 0, tail = 0;
+
+int lean_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr**) {
+  if (qp->qp_type == IBV_QPT_UD) return 0;
+  for (; wr; wr = wr->next) {
+    if (!(wr->send_flags & IBV_SEND_SIGNALED)) continue;
+    ibv_wc& wc = ring[head++ % kRing];
+    wc.wr_id = wr->wr_id;
+    wc.status = IBV_WC_SUCCESS;
+    wc.qp_num = qp->qp_num;
+  }
+  return 0;
+}
+
+int lean_poll(ibv_cq*, int most, ibv_wc* out) {
+  int n = 0;
+  for (; n < most && tail < head; ++n) out[n] = ring[tail++ % kRing];
+  return n;
+}
+
+void batch(size_t count) {
+  const auto near = make_verbs_nic("verbs:stub0", {}), far = make_verbs_nic("verbs:stub0", {});
+  std::vector<std::byte> memory(1 << 20);
+  auto region = near->register_memory({.address = memory.data(), .length = memory.size()});
+  const auto link = near->create_link(), other = far->create_link();
+  link->connect(other->address());
+  std::vector<WorkRequest> chain(64);
+  for (size_t i = 0; i < chain.size(); ++i) {
+    chain[i] = {.local = memory.data() + i * 4096,
+                .local_key = region.local,
+                .remote = 0x1000 + i * 4096,
+                .rkey = 7,
+                .length = 4096,
+                .flags = WorkRequest::kImmediate,
+                .immediate = static_cast<uint32_t>(i)};
+  }
+  Completion out[64];
+  for (size_t done = 0; done < count;) {
+    link->post(chain);
+    for (size_t n = 0; n < chain.size();) n += near->poll(out);
+    done += chain.size();
+  }
+  near->deregister(region);
+}
+
+void pages(size_t count) {
+  constexpr uint64_t kPage = 4096, kPages = 4096;
+  constexpr size_t kMost = 64000;
+  const auto far = make_verbs_nic("verbs:stub0", {});
+  const auto other = far->create_link();
+  EventQueue events, handshakes;
+  std::vector<std::unique_ptr<Nic>> nics;
+  nics.push_back(make_verbs_nic("verbs:stub0", {}));
+  // Without run(): no worker, so that whoever waits does all the work.
+  const auto engine = std::make_shared<Engine>(
+      EngineOptions{.liveness_ns = 3'600'000'000'000, .events = &events, .handshakes = &handshakes}, std::move(nics));
+  const auto peer = engine->create_peer(1, true, "far", {{0, 0, far->address()}});
+  engine->link_halves(*peer);
+  engine->activate_peer(*peer, {{other->address(), 0x1000, 7}}, 0, 0);
+  std::vector<std::byte> memory(kPage * kPages);
+  const auto region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
+  auto keys = std::make_shared<RemoteKeys>();
+  keys->region_id = 1;
+  keys->length = kPage * kPages;
+  keys->keys = {{0x10000, 7}};
+  // Scattered, so that no two pages merge.
+  std::mt19937 random(1);
+  PageSide from, to;
+  from.stride = to.stride = kPage;
+  for (size_t i = 0; i < std::max(count, kMost); ++i) {  // always as many: making them is not to be counted
+    from.indices.push_back(static_cast<uint32_t>(random() % kPages));
+    to.indices.push_back(static_cast<uint32_t>((from.indices.back() * 7 + 3) % kPages));
+  }
+  from.indices.resize(count);
+  to.indices.resize(count);
+  const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
+  transfer->submitted_ns = now_ns();
+  transfer->add_lane(
+      peer, std::make_unique<PageSource>(region, std::move(from), keys, std::move(to), kPage, 5, peer->limits));
+  engine->submit(transfer);
+  engine->wait_for(*transfer, 60'000'000'000);
+  if (transfer->state() != State::kDone) std::exit(1);
+  std::printf("%llu WRs\n", static_cast<unsigned long long>(engine->stats().nics[0].work_requests));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  StubVerbs stub;
+  stub.context.ops.post_send = lean_send;
+  stub.context.ops.poll_cq = lean_poll;
+  const std::string what = argv[1];
+  const size_t count = std::strtoull(argv[2], nullptr, 10);
+  if (what == "pages") {
+    pages(count);
+  } else if (what == "batch") {
+    batch(count);
+  } else {
+    return 2;
+  }
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Our engine beside ib_write_bw and ib_write_lat: one boot of the emulated machine, runs in turns, medians, ratios.
+#   against-perftest.sh [RUNS]        default 7; about ten minutes
+# Inside the machine it is called with --guest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ "${1:-}" != --guest ]; then
+  command -v ib_write_bw >/dev/null || {
+    sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update
+    "${sudo[@]}" apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends perftest >/dev/null
+  }
+  exec scripts/rxe-vm.sh -n 1 -m 1536 -t 1500 -- scripts/against-perftest.sh --guest "${1:-7}"
+fi
+runs=$2 device=rxe0 gid=1
+perftest() { # perftest PROGRAM ARGUMENT... -> its row of figures
+  "$@" -F -d $device -x $gid >/dev/null 2>&1 &
+  for _ in $(seq 50); do
+    if row=$("$@" -F -d $device -x $gid 127.0.0.1 2>/dev/null | grep -E '^ *[0-9]+ +[0-9]+ ') && [ -n "$row" ]; then
+      wait $! || true
+      echo "$row"
+      return
+    fi
+    sleep 0.1
+  done
+  echo "perftest failed: $*" >&2
+  exit 1
+}
+median() { tr ' ' '\n' | sed '/^$/d' | sort -g | awk '{a[NR] = $1} END {print (NR % 2) ? a[(NR + 1) / 2] : (a[NR / 2] + a[NR / 2 + 1]) / 2}'; }
+echo "what bytes depth ours perftest ratio"
+for spec in 8388608:20:8 1048576:100:16 262144:200:32 65536:400:64 4096:3000:128; do
+  IFS=: read -r bytes count depth <<<"$spec"
+  ours='' theirs=''
+  for _ in $(seq "$runs"); do
+    ours+=" $(build/native/verbs_loop bw $device "$bytes" "$count" "$depth")"
+    theirs+=" $(perftest ib_write_bw -s "$bytes" -n "$count" -t "$depth" | awk '{print $4}')"
+  done
+  a=$(median <<<"$ours") b=$(median <<<"$theirs")
+  echo "bandwidth_MiB/s $bytes $depth $a $b $(awk "BEGIN {printf \"%.3f\", $a / $b}")"
+done
+for bytes in 8 4096; do
+  ours='' theirs=''
+  for _ in $(seq "$runs"); do
+    ours+=" $(build/native/verbs_loop lat $device "$bytes" 1500)"
+    theirs+=" $(perftest ib_write_lat -s "$bytes" -n 1500 | awk '{print $5}')"
+  done
+  a=$(median <<<"$ours") b=$(median <<<"$theirs")
+  echo "latency_us $bytes 1 $a $b $(awk "BEGIN {printf \"%.3f\", $a / $b}")"
+done

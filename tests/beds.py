@@ -1,0 +1,25 @@
+"""Where the tests run: on this machine, or in the emulated one of scripts/rxe-vm.sh, which names its devices in
+``RXE_DEVICES`` and is some twenty times slower."""
+
+from __future__ import annotations
+
+import os
+
+RXE_DEVICES = tuple(os.environ.get("RXE_DEVICES", "").split())
+EMULATED = bool(RXE_DEVICES)
+
+
+def patient(seconds: float) -> float:
+    """A limit of time, stretched where everything is emulated."""
+    return seconds * 4 if EMULATED else seconds
+
+
+def verbs_nic(number: int) -> str:
+    """Name of the NIC on the ``number``-th device; they repeat."""
+    return f"verbs:{RXE_DEVICES[number % len(RXE_DEVICES)]}"
+
+
+def far_nics(nics: list[str]) -> list[str]:
+    """The NICs of the other process: on verbs, devices of its own, so that packets really travel."""
+    devices = [f"verbs:{name}" for name in RXE_DEVICES]
+    return [verbs_nic(devices.index(nic) + len(devices) // 2) if nic in devices else nic for nic in nics]
