@@ -1,0 +1,183 @@
+"""vLLM's tensors as Railwire's layouts: what each rank of an instance describes, moved between instances of different
+tensor parallelism, block size and order in memory. No vLLM engine runs here; the tensors have its shapes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import vllm.distributed
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from railwire import TransferEngine
+from railwire.errors import ConfigurationError
+from railwire.integrations.vllm.layout import Caches, describe, fingerprint, gather, only_group
+from railwire.integrations.vllm.sending import expand
+from railwire.kvcache import InstanceLayout, Receiver, Sender
+from railwire.testing import SimulatedFabric
+
+LAYERS, HEADS, HEAD_DIM, BLOCKS = 3, 4, 8, 10
+TOKENS = 70
+
+
+class Rank(NamedTuple):
+    caches: Caches
+    tensors: dict[str, torch.Tensor]
+    heads: range
+
+
+def name(layer: int) -> str:
+    return f"model.layers.{layer}.self_attn.attn"
+
+
+def rank_of(
+    monkeypatch: pytest.MonkeyPatch, rank: int, size: int, block: int, kernel: int, order: str, mla: bool = False
+) -> Rank:
+    """A worker of a model with four KV heads; ``order`` is how its cache lies in memory."""
+    heads = 1 if mla else max(1, HEADS // size)
+    first = 0 if mla else rank * HEADS // size
+    shape = {"L": LAYERS, "B": BLOCKS * (block // kernel), "H": heads, "N": kernel, "C": 2 * HEAD_DIM}
+    storage = torch.full([shape[axis] for axis in order], -1.0)
+    whole = storage.permute([order.index(axis) for axis in "LBHNC"])
+    tensors = {name(layer): whole[layer].squeeze(1) if mla else whole[layer] for layer in range(LAYERS)}
+    spec = FullAttentionSpec(block_size=block, num_kv_heads=heads, head_size=HEAD_DIM, dtype=torch.float32)
+    group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
+    config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    model = SimpleNamespace(use_mla=mla, get_total_num_kv_heads=lambda: HEADS)
+    monkeypatch.setattr(vllm.distributed, "get_tp_group", lambda: SimpleNamespace(rank_in_group=rank, world_size=size))
+    caches = describe(SimpleNamespace(model_config=model), config, tensors, "m")  # type: ignore[arg-type]
+    return Rank(caches, tensors, range(first, first + heads))
+
+
+def place(rank: Rank, layer: int, head: int, blocks: list[int], token: int, kernel_blocks: int) -> torch.Tensor:
+    """K|V of one token and global head, by the model's own indices."""
+    tensor = rank.tensors[name(layer)]
+    tensor = tensor.unsqueeze(1) if tensor.dim() == 3 else tensor
+    kernel = tensor.shape[2]
+    table = expand(blocks, kernel_blocks)
+    return tensor[int(table[token // kernel]), head - rank.heads.start, token % kernel]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        pytest.param((1, 16, 16, "LBHNC"), (1, 16, 16, "LBHNC"), id="same"),
+        pytest.param((2, 16, 16, "LBHNC"), (1, 16, 16, "LBHNC"), id="tp2-tp1"),
+        pytest.param((1, 16, 16, "LBHNC"), (2, 16, 16, "LBHNC"), id="tp1-tp2"),
+        pytest.param((4, 16, 16, "LBHNC"), (2, 32, 16, "LBHNC"), id="tp4-tp2-kernel-blocks"),
+        pytest.param((1, 16, 16, "LBHNC"), (8, 16, 16, "LBHNC"), id="tp1-tp8-replicas"),
+        pytest.param((2, 8, 8, "LBNHC"), (1, 32, 32, "LBHNC"), id="block-sizes-and-orders"),
+        pytest.param((1, 16, 16, "BLHNC"), (2, 16, 8, "LHBNC"), id="blocks-outermost-heads-outermost"),
+    ],
+)
+@pytest.mark.parametrize("mla", [False, True], ids=["heads", "mla"])
+def test_every_element_lands_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, source: Any, destination: Any, mla: bool
+) -> None:
+    fabric = SimulatedFabric(reorder=True, max_delay_us=50)
+    sides = [
+        [rank_of(monkeypatch, r, size, *rest, mla=mla) for r in range(size)] for size, *rest in (source, destination)
+    ]
+    engines: list[TransferEngine] = []
+    parts: list[list[Any]] = [[], []]
+    heads = 1 if mla else HEADS
+    for side, ranks in enumerate(sides):
+        instance = InstanceLayout(tuple(rank.caches.layout for rank in ranks))
+        for index, rank in enumerate(ranks):
+            engines.append(TransferEngine(nics=[fabric.nic(f"{side}-{index}")]))
+            regions = [engines[-1].register(region) for region in rank.caches.regions]
+            if side == 0:
+                parts[0].append(Sender(engines[-1], instance, index, regions, instance_id="i"))
+            else:
+                parts[1].append(Receiver(engines[-1], instance, index, regions))
+    src = [7, 2, 9, 4, 1, 0, 8, 3, 5, 6][: -(-TOKENS // source[1])]
+    dst = [3, 8, 0, 6, 5, 1, 9, 2, 4, 7][: -(-TOKENS // destination[1])]
+    for rank in sides[0]:
+        for layer in range(LAYERS):
+            for head in rank.heads:
+                for token in range(TOKENS):
+                    value = layer * 100_000 + head * 10_000 + token
+                    place(rank, layer, head, src, token, rank.caches.kernel_blocks)[:] = value
+    tickets = [
+        receiver.prepare(
+            receiver.connect([sender.descriptor for sender in parts[0]]),
+            "r",
+            expand(dst, rank.caches.kernel_blocks),
+            TOKENS,
+        )
+        for receiver, rank in zip(parts[1], sides[1], strict=True)
+    ]
+    for sender, rank in zip(parts[0], sides[0], strict=True):
+        push = sender.open("r", TOKENS)
+        push.append_blocks(expand(src, rank.caches.kernel_blocks))
+        for layer in rank.caches.layers.values():
+            push.layer_ready(layer, TOKENS)
+    for ticket in tickets:
+        ticket.wait(20)
+    for rank in sides[1]:
+        for layer in range(LAYERS):
+            for head in rank.heads:
+                for token in range(TOKENS):
+                    value = layer * 100_000 + head * 10_000 + token
+                    assert (place(rank, layer, head, dst, token, rank.caches.kernel_blocks) == value).all()
+    assert {head for rank in sides[1] for head in rank.heads} == set(range(heads))
+    for part in (*parts[1], *parts[0], *engines):
+        part.close()
+    fabric.close()
+
+
+def test_ranks_learn_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over real process groups, of one process each here: what is gathered is what was described."""
+    rank = rank_of(monkeypatch, 0, 1, 16, 16, "LBHNC")
+    one = SimpleNamespace(rank_in_group=0, world_size=1)
+    monkeypatch.setattr(vllm.distributed, "get_tp_group", lambda: one)
+    monkeypatch.setattr(vllm.distributed, "get_pp_group", lambda: one)
+    instance, index, name = gather(rank.caches.layout, "life")
+    assert instance.ranks == (rank.caches.layout,) and index == 0 and name == "life"
+
+
+def test_what_cannot_be_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="disable-hybrid-kv-cache-manager"):
+        only_group(SimpleNamespace(transfer_group_ids=(0, 1)))  # type: ignore[arg-type]
+    rank = rank_of(monkeypatch, 0, 1, 16, 16, "LBHNC")
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=HEADS, head_size=HEAD_DIM, dtype=torch.float32)
+    model = SimpleNamespace(use_mla=False, get_total_num_kv_heads=lambda: HEADS)
+
+    def attempt(tensors: dict[str, torch.Tensor], spec: Any = spec) -> None:
+        group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
+        config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+        describe(SimpleNamespace(model_config=model), config, tensors, "m")  # type: ignore[arg-type]
+
+    good = rank.tensors[name(0)]
+    for bad, text in (
+        ({name(0): good[:, :2]}, "shape"),
+        ({name(0): good.transpose(2, 3)}, "strides"),
+        ({name(0): good, name(1): good[:5]}, "differ"),
+        ({}, "told apart"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            attempt(bad)
+    with pytest.raises(ConfigurationError, match="no multiple"):
+        attempt({name(0): good}, FullAttentionSpec(block_size=24, num_kv_heads=4, head_size=8, dtype=torch.float32))
+    with pytest.raises(ConfigurationError, match="not moved"):
+        attempt({name(0): good}, SimpleNamespace(block_size=16))
+
+
+def test_fingerprints() -> None:
+    def config(**changes: Any) -> Any:
+        hf = {"hidden_size": 8, "rope_theta": 1e4, "_name_or_path": "a", **changes}
+        text = SimpleNamespace(to_dict=lambda: hf)
+        model = SimpleNamespace(hf_text_config=text, architectures=["L"], dtype=torch.float32, quantization=None)
+        return SimpleNamespace(model_config=model, cache_config=SimpleNamespace(cache_dtype="auto"))
+
+    same = fingerprint(config(), "")
+    assert fingerprint(config(_name_or_path="elsewhere"), "") == same
+    assert len({same, fingerprint(config(rope_theta=1e5), ""), fingerprint(config(), "revision 2")}) == 3
+
+
+def test_expand() -> None:
+    assert np.array_equal(expand([5, 0], 1), [5, 0])
+    assert np.array_equal(expand([5, 0], 3), [15, 16, 17, 0, 1, 2])
