@@ -82,7 +82,7 @@ class Job:
 
     def state(self) -> str:
         """For the message of a failure."""
-        deliveries = [] if self.push is None else [(d.state, d._under_way, d.reason) for d in self.push.deliveries]
+        deliveries = [] if self.push is None else [(d.state, d.under_way, d.reason) for d in self.push.deliveries]
         return f"{self.ticket}, reusable {self.ticket.reusable.done()}, {self.push} {deliveries} on {self.worker.name}"
 
 
