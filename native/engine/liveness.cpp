@@ -282,6 +282,7 @@ void Engine::tick(int64_t now) {
   if (last_tick_ && now - last_tick_ > std::max(kSuspended, options_.liveness_ns / 2)) {
     // This process was stopped, or its machine slept: silence meanwhile was ours, not the peers'.
     for (auto& peer : peers_) {
+      peer->last_up += now - last_tick_;
       for (auto& link : peer->links) {
         link->last_heard += now - last_tick_;
         link->last_progress = 0;
