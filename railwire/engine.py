@@ -267,7 +267,7 @@ class TransferEngine:
         native = []
         for target in targets:
             index = group._index.get(target.dst.incarnation)
-            if index is None:
+            if index is None or target.dst.peer not in (None, group.peers[index]):
                 raise ValueError(f"{target.dst!r} belongs to no peer of the group")
             if target.src_offset < 0 or target.src_offset + target.dst.nbytes > src.nbytes:
                 raise IndexError(
@@ -418,7 +418,9 @@ class TransferEngine:
 
     def _owner(self, remote: RemoteRegion) -> Peer:
         """The peer that a descriptor belongs to."""
-        peer = self._by_incarnation.get(remote.incarnation)
+        if remote.peer is not None and remote.peer._engine is not self:
+            raise ValueError(f"{remote!r} is bound to {remote.peer!r} of another engine of this process")
+        peer = remote.peer or self._by_incarnation.get(remote.incarnation)
         if peer is None:
             self._check_open()
             why = self._lost_incarnations.get(remote.incarnation)

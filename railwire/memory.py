@@ -15,6 +15,7 @@ from railwire.transfer import Fence
 
 if TYPE_CHECKING:
     from railwire.engine import TransferEngine
+    from railwire.peer import Peer
 
 HUGE_PAGE = 2 << 20
 
@@ -220,11 +221,14 @@ class MemoryRegion:
 class RemoteRegion:
     """A peer's region, or a slice of one: ``bytes()`` on one side, :meth:`from_bytes` on the other."""
 
-    __slots__ = ("_message", "_keys")
+    __slots__ = ("_message", "_keys", "_peer")
 
-    def __init__(self, message: wire.Descriptor, keys: _native.RemoteKeys | None = None) -> None:
+    def __init__(
+        self, message: wire.Descriptor, keys: _native.RemoteKeys | None = None, peer: Peer | None = None
+    ) -> None:
         self._message = message
         self._keys = keys
+        self._peer = peer
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RemoteRegion:
@@ -233,6 +237,24 @@ class RemoteRegion:
 
     def __bytes__(self) -> bytes:
         return wire.encode(self._message)
+
+    def over(self, peer: Peer) -> RemoteRegion:
+        """The same memory, reached over this connection and no other: once the peer is lost or closed, using it raises
+        PeerLostError, even if the two engines have connected anew. For a right to write that ends with the
+        connection, because the owner takes a fence of that connection (``peer.close()``) for the end of it. A
+        descriptor without this uses the newest connection to its owner.
+
+        Raises:
+            ValueError: memory of another engine than this peer.
+        """
+        if peer.incarnation != self.incarnation:
+            raise ValueError(f"{self!r} is memory of another engine than {peer!r}")
+        return RemoteRegion(self._message, self._keys, peer)
+
+    @property
+    def peer(self) -> Peer | None:
+        """The connection that :meth:`over` has bound it to."""
+        return self._peer
 
     @property
     def nbytes(self) -> int:
@@ -257,6 +279,7 @@ class RemoteRegion:
         return RemoteRegion(
             wire.Descriptor(m.version, m.incarnation, m.region, m.region_nbytes, m.start + start, nbytes, m.keys),
             self.keys,
+            self._peer,
         )
 
     @property

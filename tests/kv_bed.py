@@ -38,9 +38,14 @@ class Instance:
 
 class Prefiller(Instance):
     def __init__(
-        self, layout: InstanceLayout, nics: Sequence[Sequence[str]], fill: int = 1, ticket_timeout: float = 5.0
+        self,
+        layout: InstanceLayout,
+        nics: Sequence[Sequence[str]],
+        fill: int = 1,
+        ticket_timeout: float = 5.0,
+        **options: Any,
     ) -> None:
-        super().__init__(layout, nics, fill)
+        super().__init__(layout, nics, fill, **options)
         self.senders = [
             Sender(engine, layout, rank, self.regions[rank], instance_id=f"p{fill}", ticket_timeout=ticket_timeout)
             for rank, engine in enumerate(self.engines)
@@ -66,8 +71,10 @@ class Prefiller(Instance):
 
 
 class Decoder(Instance):
-    def __init__(self, layout: InstanceLayout, nics: Sequence[Sequence[str]], **options: Any) -> None:
-        super().__init__(layout, nics, None)
+    def __init__(
+        self, layout: InstanceLayout, nics: Sequence[Sequence[str]], liveness: float = 0.5, **options: Any
+    ) -> None:
+        super().__init__(layout, nics, None, liveness=liveness)
         self.receivers = [
             Receiver(engine, layout, rank, self.regions[rank], **options) for rank, engine in enumerate(self.engines)
         ]

@@ -37,6 +37,7 @@ class Destination(NamedTuple):
     peer: Peer
     layout: RankLayout
     regions: tuple[RemoteRegion, ...]
+    """Bound to ``peer``: the right to write them ends with this connection."""
     plan: RankPlan
 
 
@@ -58,8 +59,10 @@ class Delivery:
         if request.destinations < 1:
             raise DescriptorError(f"{request.destinations} destinations")
         self.tail_region = RemoteRegion.from_bytes(request.tail) if request.tail else None
-        if self.tail_region is not None and self.tail_region.incarnation != destination.peer.incarnation:
-            raise DescriptorError("tail memory of another engine")
+        if self.tail_region is not None:
+            if self.tail_region.incarnation != destination.peer.incarnation:
+                raise DescriptorError("tail memory of another engine")
+            self.tail_region = self.tail_region.over(destination.peer)
         self.sender = sender
         self.destination = destination
         self.request = request
@@ -205,6 +208,8 @@ class Delivery:
             return
         if self.state == "stopping":
             self.state = "stopped"
+            # True of transfers that may still land, too: those end so only when this connection is lost, and then
+            # nothing is sent over it any more.
             ended = messages.Ended(self.request.ticket, self.reason[: messages.MAX_REASON])
             self.sender.channel.send(self.destination.peer, ended)
         elif self.state == "open" and self.push is not None and not self._layers_left and not self._tail_left:

@@ -238,6 +238,8 @@ class Sender:
             regions = [RemoteRegion.from_bytes(region) for region in hello.regions]
             if any(region.incarnation != peer.incarnation for region in regions):
                 raise LayoutError("regions of another engine")
+            # The decoder may close this connection to take its pages back, and connect anew.
+            regions = [region.over(peer) for region in regions]
             if len(regions) != len(layout.region_bytes) or any(
                 region.nbytes < nbytes for region, nbytes in zip(regions, layout.region_bytes, strict=True)
             ):
