@@ -92,13 +92,20 @@ def choose(pick: int, jobs: list[Job]) -> Job | None:
 
 
 class Faults(RuleBasedStateMachine):
-    @initialize(seed=st.integers(0, 2**31), delay=st.sampled_from([0.0, 500.0, 20_000.0]), proves=st.booleans())
-    def begin(self, seed: int, delay: float, proves: bool) -> None:
+    @initialize(
+        seed=st.integers(0, 2**31),
+        delay=st.sampled_from([0.0, 500.0, 20_000.0]),
+        proves=st.booleans(),
+        patience=st.sampled_from([0.01, LIVENESS]),
+    )
+    def begin(self, seed: int, delay: float, proves: bool, patience: float) -> None:
+        """``patience``: short enough, and the decoder cuts off prefillers that were only slow, again and again."""
         self.fabric = SimulatedFabric(
             seed=seed, reorder=True, max_delay_us=delay, completion_proves_landing=proves, link_depth=4
         )
         self.made = 0
-        self.decoder = Decoder(LAYOUT, sim_nics(self.fabric, "d", 1), drain_timeout=LIVENESS, max_tickets=8)
+        self.patience = patience
+        self.decoder = Decoder(LAYOUT, sim_nics(self.fabric, "d", 1), drain_timeout=patience, max_tickets=8)
         self.free = set(range(BLOCKS))
         self.workers = [self._worker(), self._worker()]
         self.jobs: list[Job] = []
@@ -200,6 +207,33 @@ class Faults(RuleBasedStateMachine):
             return
         worker.frozen = not worker.frozen
         (self.fabric.freeze if worker.frozen else self.fabric.thaw)(worker.name)
+
+    @rule(which=st.integers(0, 1))
+    def decoder_gives_it_up(self, which: int) -> None:
+        """As if it had not been heard for too long; the next request connects anew."""
+        receiver = self.decoder.receivers[0]
+        instance = self.workers[which].prefiller.senders[0].instance_id
+        with receiver.lock:
+            links = [link for link in receiver._links.values() if link.instance == instance]
+        for link in links:
+            receiver.fence(link.sources[0].peer)
+
+    @rule(which=st.integers(0, 1), tokens=st.integers(1, 12))
+    def cut_off_while_it_stops(self, which: int, tokens: int) -> None:
+        """Going on, it knows nothing of that, has pages in hand, and is connected to anew."""
+        worker = self.workers[which]
+        if not worker.alive or worker.frozen or self.patience == LIVENESS:
+            return
+        self.fabric.freeze(worker.name)
+        self.decoder_gives_it_up(which)
+        time.sleep(4 * self.patience)
+        self.pages_come_back_and_stay_untouched()
+        self.fabric.thaw(worker.name)
+        self.request(which, tokens, False)
+        for job in self.jobs:
+            if job.worker is worker and job.push is not None:
+                for layer in range(LAYERS):
+                    job.push.layer_ready(layer, job.tokens)
 
     @rule(which=st.integers(0, 1))
     def prefiller_dies(self, which: int) -> None:
