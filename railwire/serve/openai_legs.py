@@ -16,10 +16,8 @@ import aiohttp
 
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
+from railwire.serve.client import BROKEN, MAX_LINE, LegSession, lost
 
-_MAX_LINE = 1 << 20
-# The second: what cannot be read as HTTP, such as a line without end.
-_BROKEN = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)
 _PROBE_SECONDS = 2.0
 _PROBES = 3  # in a row without an answer
 
@@ -34,18 +32,10 @@ class OpenAiTransport:
     """
 
     def __init__(self, *, connect_timeout: float = 3.0) -> None:
-        self._connect_timeout = connect_timeout
-        self._session: aiohttp.ClientSession | None = None
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector)
-        return self._session
+        self._session = LegSession(connect_timeout)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def prefill(self, member: Member, leg: PrefillLeg) -> dict[str, Any]:
         body = {
@@ -56,14 +46,16 @@ class OpenAiTransport:
             "ignore_eos": True,
             "kv_transfer_params": {"do_remote_decode": True, "transfer_id": leg.request_id},
         }
-        timeout = aiohttp.ClientTimeout(total=leg.timeout + 5.0, sock_connect=self._connect_timeout)
+        timeout = self._session.timeout(leg.timeout)
         try:
-            async with self._open().post(f"{member.url}/v1/completions", json=body, timeout=timeout) as response:
+            async with self._session.open().post(
+                f"{member.url}/v1/completions", json=body, timeout=timeout
+            ) as response:
                 if response.status != 200:
                     raise await _failure(response, member, "prefiller")
                 answer = await response.json()
-        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _lost(error, member, "prefiller") from error
+        except BROKEN as error:
+            raise lost(error, member, "prefiller") from error
         return {"cached_tokens": _cached(answer)}
 
     async def decode(self, member: Member, leg: DecodeLeg) -> AsyncGenerator[DecodeEvent, None]:
@@ -88,10 +80,12 @@ class OpenAiTransport:
                 "transfer_id": leg.request_id,
                 "prefiller": {"instance": leg.prefiller.id, "ranks": ranks},
             }
-        timeout = aiohttp.ClientTimeout(total=leg.timeout + 5.0, sock_connect=self._connect_timeout)
+        timeout = self._session.timeout(leg.timeout)
         given = 0
         try:
-            post = self._open().post(f"{member.url}/v1/completions", json=body, timeout=timeout, read_bufsize=_MAX_LINE)
+            post = self._session.open().post(
+                f"{member.url}/v1/completions", json=body, timeout=timeout, read_bufsize=MAX_LINE
+            )
             # Already its first answer may take as long as the pages do.
             pending: asyncio.Future[Any] = asyncio.ensure_future(_begin(post))
             try:
@@ -135,8 +129,8 @@ class OpenAiTransport:
                             return
             finally:
                 response.close()
-        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _lost(error, member, "decoder") from error
+        except BROKEN as error:
+            raise lost(error, member, "decoder") from error
 
     async def _alive(self, pending: asyncio.Future[Any], member: Member) -> AsyncGenerator[None, None]:
         """Yields every 2 s until ``pending`` is done, as long as the server is well; raises LegFailed if it is not."""
@@ -156,7 +150,7 @@ class OpenAiTransport:
     async def _healthy(self, member: Member) -> bool:
         timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
         try:
-            async with self._open().get(f"{member.url}/health", timeout=timeout) as response:
+            async with self._session.open().get(f"{member.url}/health", timeout=timeout) as response:
                 return response.status == 200
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
             return False
@@ -229,8 +223,3 @@ async def _failure(response: aiohttp.ClientResponse, member: Member, who: Blame)
         text = f"HTTP {response.status}"
     blame: Blame = "request" if response.status in (400, 413, 422) else who
     return LegFailed(f"{who} {member.id} at {member.url}: {text}", blame=blame, busy=response.status in (429, 503))
-
-
-def _lost(error: Exception, member: Member, who: Blame) -> LegFailed:
-    text = str(error) or type(error).__name__
-    return LegFailed(f"{who} {member.id} at {member.url}: {text}", blame=who)

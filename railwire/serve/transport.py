@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import math
@@ -13,10 +12,8 @@ import aiohttp
 
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
+from railwire.serve.client import BROKEN, MAX_LINE, LegSession, lost
 
-_MAX_LINE = 1 << 20
-# The second: what cannot be read as HTTP, such as a line without end.
-_BROKEN = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)
 _BLAMES: dict[str, Blame] = {"prefiller": "prefiller", "decoder": "decoder", "pair": "pair", "request": "request"}
 
 
@@ -29,20 +26,11 @@ class HttpTransport:
     """
 
     def __init__(self, *, connect_timeout: float = 3.0, silence: float = 15.0) -> None:
-        self._connect_timeout = connect_timeout
+        self._session = LegSession(connect_timeout)
         self._silence = silence
-        self._session: aiohttp.ClientSession | None = None
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # Every leg has a connection of its own: closing it must cancel this leg, and a stale one costs an attempt.
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
-            self._session = aiohttp.ClientSession(connector=connector)
-        return self._session
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def prefill(self, member: Member, leg: PrefillLeg) -> dict[str, Any]:
         body = {
@@ -51,14 +39,14 @@ class HttpTransport:
             "tokens": list(leg.tokens),
             "timeout": leg.timeout,
         }
-        timeout = aiohttp.ClientTimeout(total=leg.timeout + 5.0, sock_connect=self._connect_timeout)
+        timeout = self._session.timeout(leg.timeout)
         try:
-            async with self._open().post(f"{member.url}/prefill", json=body, timeout=timeout) as response:
+            async with self._session.open().post(f"{member.url}/prefill", json=body, timeout=timeout) as response:
                 if response.status != 200:
                     raise await _failure(response, member, "prefiller")
                 answer = await response.json()
-        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _lost(error, member, "prefiller") from error
+        except BROKEN as error:
+            raise lost(error, member, "prefiller") from error
         if not isinstance(answer, dict):
             raise LegFailed(f"prefiller {member.id} answers no JSON object", blame="prefiller")
         return answer
@@ -80,12 +68,10 @@ class HttpTransport:
             "top_p": leg.sampling.top_p,
             "seed": leg.sampling.seed,
         }
-        timeout = aiohttp.ClientTimeout(
-            total=leg.timeout + 5.0, sock_connect=self._connect_timeout, sock_read=self._silence
-        )
+        timeout = self._session.timeout(leg.timeout, self._silence)
         try:
-            async with self._open().post(
-                f"{member.url}/decode", json=body, timeout=timeout, read_bufsize=_MAX_LINE
+            async with self._session.open().post(
+                f"{member.url}/decode", json=body, timeout=timeout, read_bufsize=MAX_LINE
             ) as response:
                 if response.status != 200:
                     raise await _failure(response, member, "decoder")
@@ -97,8 +83,8 @@ class HttpTransport:
                     if event.kind == "end":
                         return
             raise LegFailed(f"decoder {member.id} hung up in the middle", blame="decoder")
-        except (*_BROKEN, asyncio.TimeoutError, OSError, ValueError) as error:
-            raise _lost(error, member, "decoder") from error
+        except BROKEN as error:
+            raise lost(error, member, "decoder") from error
 
 
 def _event(line: bytes, member: Member) -> DecodeEvent:
@@ -131,8 +117,3 @@ def _refusal(body: dict[str, Any], member: Member, who: Blame) -> LegFailed:
     blame = _BLAMES.get(str(body.get("blame")), who)
     text = str(body.get("message", "failed"))[:1000]
     return LegFailed(f"{who} {member.id}: {text}", blame=blame, busy=bool(body.get("busy", False)))
-
-
-def _lost(error: Exception, member: Member, who: Blame) -> LegFailed:
-    text = str(error) or type(error).__name__
-    return LegFailed(f"{who} {member.id} at {member.url}: {text}", blame=who)
