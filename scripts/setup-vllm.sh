@@ -42,4 +42,5 @@ PY
 fi
 echo "setup-vllm: building"
 pip install --no-build-isolation --no-deps -C build-dir=build/vllm --editable .
+cc -shared -fPIC -O2 -o $env/lib/nap_instead_of_yield.so scripts/nap_instead_of_yield.c
 echo "$wanted" >$env/.railwire-vllm

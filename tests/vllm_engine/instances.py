@@ -68,6 +68,8 @@ class Instance:
             "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            # More processes spin than there are cores.
+            "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "nap_instead_of_yield.so"),
             **self.environment,
         }
         with self.log.open("ab") as log:
