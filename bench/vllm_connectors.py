@@ -1,6 +1,6 @@
 """Time to first token and throughput of vLLM pairs with Railwire's connector and with NIXL's, on the same prompts.
 
-    .venv-vllm/bin/python bench/vllm_connectors.py [--quick] [--json FILE] [--plot FILE.png]
+    .venv-vllm/bin/python bench/vllm_connectors.py [--quick] [--cells 1x600,4x600] [--json FILE] [--plot FILE.png]
 
 Contenders take turns, round after round; each prompt is new to all of them (prefix caching is off). Two cores: prefill
 on the first, decode on the second; the client shares them.
@@ -157,6 +157,7 @@ def own_figures(prefill: Server, trace: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cells", help="some cells only, CONCURRENTxTOKENS: 1x600,4x600")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -164,6 +165,10 @@ def main() -> None:
     if not (MODEL / "tokenizer_config.json").is_file():
         export.export("smollm2", MODEL)
     names = arguments.contenders.split(",")
+    cells = QUICK if arguments.quick else CELLS
+    if arguments.cells:
+        wanted = [tuple(map(int, cell.split("x"))) for cell in arguments.cells.split(",")]
+        cells = {cell: rounds for cell, rounds in CELLS.items() if cell in wanted}
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         trace = Path(folder) / "trace.jsonl"
         flags = ["--dtype", "bfloat16", "--max-model-len", "4096"]
@@ -176,7 +181,7 @@ def main() -> None:
                 for server in (pair.prefill, pair.decode):
                     server.ready()
                 print(f"{pair.contender} is up", flush=True)
-            rows = asyncio.run(measure(pairs, QUICK if arguments.quick else CELLS))
+            rows = asyncio.run(measure(pairs, cells))
             table(rows, names)
             if "railwire" in pairs:
                 own_figures(pairs["railwire"].prefill, trace)
@@ -184,6 +189,11 @@ def main() -> None:
                 arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
             if arguments.plot:
                 asyncio.run(picture(pairs, trace, arguments.plot))
+        except BaseException:
+            for server in servers:
+                if server.log.exists():
+                    print(f"--- {server.log.name}\n{server.log.read_text(errors='replace')[-3000:]}", flush=True)
+            raise
         finally:
             for server in servers:
                 server.kill()

@@ -21,7 +21,7 @@ from railwire.memory import Pages, RemoteRegion
 if TYPE_CHECKING:
     from railwire.kvcache.deadlines import Deadline
     from railwire.kvcache.layout import RankLayout
-    from railwire.kvcache.plan import RankPlan
+    from railwire.kvcache.plan import RankPlan, Step
     from railwire.kvcache.push import Push
     from railwire.kvcache.sender import Sender
     from railwire.memory import MemoryRegion, RegionSlice
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from railwire.transfer import Transfer
 
 _MAX_BLOCKS = 1 << 24
+_MAX_INDICES = 8  # page lists kept for the next layers: shapes of layers, times chunks on their way through them
 
 
 class Destination(NamedTuple):
@@ -75,6 +76,8 @@ class Delivery:
         self._missing = needed
         self._table: npt.NDArray[np.int64] = np.zeros(first_block, dtype=np.int64)
         self._posted: dict[int, int] = {}
+        self._indices: dict[tuple[int, ...], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self._indices_of: npt.NDArray[np.int64] | None = None
         self._layers_left = set(destination.plan.steps) if request.first_token < request.num_tokens else set()
         self._tail_left = self.tail_region is not None
         self.under_way: set[Transfer] = set()
@@ -116,14 +119,13 @@ class Delivery:
             if end > begin:
                 for step in plan.steps[layer]:
                     src, dst = step.src, step.dst
+                    take, put = self._page_indices(step, table, begin, end)
                     self._keep(
                         self.sender.engine.write_pages(
                             self.sender.regions[step.src_region],
-                            Pages(plan.src_indices(step, table, begin, end), src.unit_stride, src.offset, src.runs),
+                            Pages(take, src.unit_stride, src.offset, src.runs),
                             self.destination.regions[step.dst_region],
-                            Pages(
-                                plan.dst_indices(step, self._table, begin, end), dst.unit_stride, dst.offset, dst.runs
-                            ),
+                            Pages(put, dst.unit_stride, dst.offset, dst.runs),
                             step.unit_bytes,
                             imm=request.imm,
                         ),
@@ -142,6 +144,23 @@ class Delivery:
                     self.stop(f"cannot compute checksums: {error}")
                     return
             self.settle()
+
+    def _page_indices(
+        self, step: Step, table: npt.NDArray[np.int64], begin: int, end: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of both sides. Layers of one shape have the same, so that only the first of them computes."""
+        if table is not self._indices_of:  # blocks have been named, or taken away
+            self._indices_of = table
+            self._indices.clear()
+        key = (step.src.block_step, step.src.sub_step, step.dst.block_step, step.dst.sub_step, begin, end)
+        known = self._indices.get(key)
+        if known is None:
+            plan = self.destination.plan
+            known = (plan.src_indices(step, table, begin, end), plan.dst_indices(step, self._table, begin, end))
+            if len(self._indices) >= _MAX_INDICES:
+                self._indices.clear()
+            self._indices[key] = known
+        return known
 
     def send_tail(self, payload: MemoryRegion | RegionSlice) -> None:
         if self.state != "open" or not self._tail_left or self.tail_region is None:
