@@ -131,6 +131,8 @@ class Pair:
                     transfer["kv_connector_extra_config"]["trace"] = str(trace)
             else:
                 transfer = {"kv_connector": "NixlPushConnector" if contender == "nixl-push" else "NixlConnector"}
+                # vLLM's default, 4 threads of UCX, would spin on the core that computes: 3 times the time to first token.
+                transfer["kv_connector_extra_config"] = {"num_threads": 1}
                 transfer["engine_id"] = self.engine_id if role == "kv_producer" else f"{contender}-d"
             transfer["kv_role"] = role
             servers.append(Server(f"{contender}-{role[3:]}", core, transfer, model, folder, flags))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Our engine beside ib_write_bw and ib_write_lat: one boot of the emulated machine, runs in turns, medians, ratios.
 #   against-perftest.sh [RUNS]        default 7; about ten minutes
+# Bandwidth twice: page lists, and single writes with a doorbell each; both with immediates that the receiver counts.
 # Inside the machine it is called with --guest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,15 +30,18 @@ perftest() { # perftest PROGRAM ARGUMENT... -> its row of figures
 }
 median() { tr ' ' '\n' | sed '/^$/d' | sort -g | awk '{a[NR] = $1} END {print (NR % 2) ? a[(NR + 1) / 2] : (a[NR / 2] + a[NR / 2 + 1]) / 2}'; }
 echo "what bytes depth ours perftest ratio"
+row() { echo "$1 $2 $3 $4 $5 $(awk "BEGIN {printf \"%.3f\", $4 / $5}")"; }
 for spec in 8388608:20:8 1048576:100:16 262144:200:32 65536:400:64 4096:3000:128; do
   IFS=: read -r bytes count depth <<<"$spec"
-  ours='' theirs=''
+  lists='' singles='' theirs=''
   for _ in $(seq "$runs"); do
-    ours+=" $(build/native/verbs_loop bw $device "$bytes" "$count" "$depth")"
+    lists+=" $(build/native/verbs_loop pages $device "$bytes" "$count" "$depth")"
+    singles+=" $(build/native/verbs_loop bw $device "$bytes" "$count" "$depth")"
     theirs+=" $(perftest ib_write_bw -s "$bytes" -n "$count" -t "$depth" | awk '{print $4}')"
   done
-  a=$(median <<<"$ours") b=$(median <<<"$theirs")
-  echo "bandwidth_MiB/s $bytes $depth $a $b $(awk "BEGIN {printf \"%.3f\", $a / $b}")"
+  b=$(median <<<"$theirs")
+  row pages_MiB/s "$bytes" "$depth" "$(median <<<"$lists")" "$b"
+  row writes_MiB/s "$bytes" "$depth" "$(median <<<"$singles")" "$b"
 done
 for bytes in 8 4096; do
   ours='' theirs=''
@@ -45,6 +49,5 @@ for bytes in 8 4096; do
     ours+=" $(build/native/verbs_loop lat $device "$bytes" 1500)"
     theirs+=" $(perftest ib_write_lat -s "$bytes" -n 1500 | awk '{print $5}')"
   done
-  a=$(median <<<"$ours") b=$(median <<<"$theirs")
-  echo "latency_us $bytes 1 $a $b $(awk "BEGIN {printf \"%.3f\", $a / $b}")"
+  row latency_us "$bytes" 1 "$(median <<<"$ours")" "$(median <<<"$theirs")"
 done

@@ -84,7 +84,7 @@ struct Side {
     finish(*expectation);
   }
   void finish(Operation& operation) {
-    if (!engine->wait_for(operation, kLimit) || operation.state() != State::kDone) {
+    if (!operation.wait(kLimit) || operation.state() != State::kDone) {
       std::fprintf(stderr, "failed: %s\n", operation.failure().message.c_str());
       std::exit(1);
     }
