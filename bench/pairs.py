@@ -46,7 +46,7 @@ class Server:
     """One vLLM process group."""
 
     def __init__(
-        self, name: str, core: int, transfer: dict[str, Any], model: Path, folder: Path, flags: list[str]
+        self, name: str, core: int | None, transfer: dict[str, Any], model: Path, folder: Path, flags: list[str]
     ) -> None:
         self.name = name
         self.port = free_port()
@@ -60,7 +60,7 @@ class Server:
         self.environment = {
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": str(core),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind" if core is None else str(core),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "nap_instead_of_yield.so"),  # the same for all contenders
@@ -112,11 +112,18 @@ class Server:
                 pass
             self.process.wait(30)
 
+    def signal(self, number: signal.Signals) -> None:
+        """To all of it."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
 
 class Pair:
     """A prefill and a decode process with one connector."""
 
-    def __init__(self, contender: str, model: Path, folder: Path, flags: list[str], trace: Path | None = None) -> None:
+    def __init__(
+        self, contender: str, model: Path, folder: Path, flags: list[str], trace: Path | None = None, bound: bool = True
+    ) -> None:
         self.contender = contender
         self.engine_id = f"{contender}-p"
         servers = []
@@ -131,11 +138,9 @@ class Pair:
                     transfer["kv_connector_extra_config"]["trace"] = str(trace)
             else:
                 transfer = {"kv_connector": "NixlPushConnector" if contender == "nixl-push" else "NixlConnector"}
-                # vLLM's default, 4 threads of UCX, would spin on the core that computes: 3 times the time to first token.
-                transfer["kv_connector_extra_config"] = {"num_threads": 1}
                 transfer["engine_id"] = self.engine_id if role == "kv_producer" else f"{contender}-d"
             transfer["kv_role"] = role
-            servers.append(Server(f"{contender}-{role[3:]}", core, transfer, model, folder, flags))
+            servers.append(Server(f"{contender}-{role[3:]}", core if bound else None, transfer, model, folder, flags))
         self.prefill, self.decode = servers
         self.prefiller: dict[str, Any] | None = None  # Railwire's descriptors, from the first answer
 
@@ -144,6 +149,11 @@ class Pair:
         self.engine_id = f"{self.contender}-p{next(_names)}"
         self.prefill.set_engine_id(self.engine_id)
         self.prefill.start()
+
+    def rest(self, resting: bool) -> None:
+        """Stopped, it takes nothing from the cores that another is measured on: some spin when they have no work."""
+        for server in (self.prefill, self.decode):
+            server.signal(signal.SIGSTOP if resting else signal.SIGCONT)
 
     async def learn(self, http: aiohttp.ClientSession) -> None:
         """Makes the handshake, so that no measured request has to."""

@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python bench/vllm_connectors.py [--quick] [--cells 1x600,4x600] [--json FILE] [--plot FILE.png]
 
-Contenders take turns, round after round; each prompt is new to all of them (prefix caching is off). Two cores: prefill
-on the first, decode on the second; the client shares them.
+Contenders take turns, round after round, and are stopped while it is another's; each prompt is new to all of them
+(prefix caching is off). Two cores: prefill on the first, decode on the second; the client shares them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,20 @@ CELLS = {
 QUICK = {(1, 100): (3, 1), (1, 600): (3, 1), (4, 100): (2, 4)}
 
 
+async def take_turn(pairs: dict[str, Pair], pair: Pair) -> None:
+    for other in pairs.values():
+        other.rest(other is not pair)
+    if len(pairs) > 1:
+        await asyncio.sleep(0.5)  # it notices that it has been away
+
+
 async def measure(pairs: dict[str, Pair], cells: dict[tuple[int, int], tuple[int, int]]) -> list[dict[str, Any]]:
     rng = random.Random(11)
     rows = []
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         for pair in pairs.values():
+            await take_turn(pairs, pair)
             await pair.learn(http)
             await pair.ask(http, [rng.randrange(100, 40000) for _ in range(300)], ANSWER)
         for (at_once, length), (rounds, requests) in cells.items():
@@ -54,6 +62,7 @@ async def measure(pairs: dict[str, Pair], cells: dict[tuple[int, int], tuple[int
                 given: dict[str, list[list[int]]] = {}
                 for name in order[number % len(order) :] + order[: number % len(order)]:
                     gate = asyncio.Semaphore(at_once)
+                    await take_turn(pairs, pairs[name])
 
                     async def one(prompt: list[int], pair: Pair, gate: asyncio.Semaphore) -> Answer:
                         async with gate:
@@ -158,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cells", help="some cells only, CONCURRENTxTOKENS: 1x600,4x600")
+    parser.add_argument("--unbound", action="store_true", help="bind nothing to cores: side threads find another one")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -172,7 +182,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         trace = Path(folder) / "trace.jsonl"
         flags = ["--dtype", "bfloat16", "--max-model-len", "4096"]
-        pairs = {name: Pair(name, MODEL, Path(folder), flags, trace) for name in names}
+        pairs = {name: Pair(name, MODEL, Path(folder), flags, trace, not arguments.unbound) for name in names}
         servers = [server for pair in pairs.values() for server in (pair.prefill, pair.decode)]
         try:
             for pair in pairs.values():  # two at a time: there are two cores
@@ -182,6 +192,8 @@ def main() -> None:
                     server.ready()
                 print(f"{pair.contender} is up", flush=True)
             rows = asyncio.run(measure(pairs, cells))
+            for pair in pairs.values():
+                pair.rest(False)
             table(rows, names)
             if "railwire" in pairs:
                 own_figures(pairs["railwire"].prefill, trace)
