@@ -118,6 +118,11 @@ class Server:
             os.killpg(self.process.pid, number)
 
 
+def end_on_sigterm() -> None:
+    """As at Ctrl-C: what has been started is killed on the way out."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 class Pair:
     """A prefill and a decode process with one connector."""
 

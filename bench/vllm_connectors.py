@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from pairs import CONTENDERS, Answer, Pair, Server
+from pairs import CONTENDERS, Answer, Pair, Server, end_on_sigterm
 from rich.console import Console
 from rich.table import Table
 
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    end_on_sigterm()
     if not (MODEL / "tokenizer_config.json").is_file():
         export.export("smollm2", MODEL)
     names = arguments.contenders.split(",")

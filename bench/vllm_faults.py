@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from pairs import CONTENDERS, Pair, Server
+from pairs import CONTENDERS, Pair, Server, end_on_sigterm
 from rich.console import Console
 from rich.table import Table
 from vllm_connectors import MODEL
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    end_on_sigterm()
     if not (MODEL / "tokenizer_config.json").is_file():
         export.export("smollm2", MODEL)
     print(f"seed {arguments.seed}", flush=True)
