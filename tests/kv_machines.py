@@ -3,15 +3,28 @@ plans."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from railwire.kvcache.builders import paged_layout
 from railwire.kvcache.layout import RankLayout
 from railwire.kvcache.plan import RankPlan, Step
 
 Memory = list[npt.NDArray[np.uint8]]
 
 CANARY = 0xEE
+
+
+def small_rank(**changes: Any) -> RankLayout:
+    return paged_layout(**{"model": "m", "layers": range(3), "num_blocks": 4, "block_tokens": 4, "kv_heads": 4,
+                           "head_bytes": 8, **changes})  # fmt: skip
+
+
+def senders(plans: tuple[RankPlan | None, ...]) -> list[int]:
+    """The positions in a plan that send at all."""
+    return [rank for rank, made in enumerate(plans) if made is not None]
 
 
 def truth(layer: int, component: str, token: int, head: int, nbytes: int) -> npt.NDArray[np.uint8]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from railwire.serve.config import WorkerConfig
 
 app = typer.Typer(no_args_is_help=True, help="Serve a model with prefill and decode in different processes.")
 
@@ -74,9 +71,14 @@ def _parse_options(pairs: list[str]) -> dict[str, Any]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _run_worker(role: Literal["prefill", "decode"], config: WorkerConfig) -> None:
+def _run_worker(role: Literal["prefill", "decode"], flags: dict[str, Any]) -> None:
+    """`flags` are those of the command, by the names of :class:`WorkerConfig` but for two."""
+    _check_installed()
+    from railwire.serve.config import WorkerConfig
     from railwire.serve.process import run
 
+    options, nics = _parse_options(flags.pop("runner_option")), tuple(flags.pop("nic"))
+    config = WorkerConfig(options=options, nics=nics, **flags)
     if config.runner == "vllm":
         from railwire.serve import vllm
 
@@ -93,6 +95,7 @@ def _run_worker(role: Literal["prefill", "decode"], config: WorkerConfig) -> Non
 
 @app.command()
 def prefill(
+    context: typer.Context,
     host: str = Host,
     port: int = Port,
     advertise: str = Advertise,
@@ -114,38 +117,12 @@ def prefill(
     chunk: int = _option(256, "--chunk", "Tokens computed at a time.", min=1),
 ) -> None:
     """Run a prefill worker: computes the KV of prompts and pushes it to decode workers, layer by layer."""
-    _check_installed()
-    from railwire.serve.config import WorkerConfig
-
-    options = _parse_options(runner_option)
-    _run_worker(
-        "prefill",
-        WorkerConfig(
-            membership=membership,
-            host=host,
-            port=port,
-            advertise=advertise,
-            ttl=ttl,
-            drain_timeout=drain_timeout,
-            log_level=log_level,
-            runner=runner,
-            model=model,
-            options=options,
-            model_name=model_name,
-            nics=tuple(nic),
-            device=device,
-            liveness=liveness,
-            secret=secret,
-            ticket_timeout=ticket_timeout,
-            block_timeout=block_timeout,
-            max_waiting=max_waiting,
-            chunk=chunk,
-        ),
-    )
+    _run_worker("prefill", dict(context.params))
 
 
 @app.command()
 def decode(
+    context: typer.Context,
     host: str = Host,
     port: int = Port,
     advertise: str = Advertise,
@@ -167,34 +144,7 @@ def decode(
     checksum: bool = _option(False, "--checksum/--no-checksum", "Verify every page that arrives."),
 ) -> None:
     """Run a decode worker: takes the KV of prompts from prefill workers, and generates."""
-    _check_installed()
-    from railwire.serve.config import WorkerConfig
-
-    options = _parse_options(runner_option)
-    _run_worker(
-        "decode",
-        WorkerConfig(
-            membership=membership,
-            host=host,
-            port=port,
-            advertise=advertise,
-            ttl=ttl,
-            drain_timeout=drain_timeout,
-            log_level=log_level,
-            runner=runner,
-            model=model,
-            options=options,
-            model_name=model_name,
-            nics=tuple(nic),
-            device=device,
-            liveness=liveness,
-            secret=secret,
-            block_timeout=block_timeout,
-            max_waiting=max_waiting,
-            max_batch=max_batch,
-            checksum=checksum,
-        ),
-    )
+    _run_worker("decode", dict(context.params))
 
 
 @app.command()
