@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from kv_bed import UNTOUCHED, Decoder, Prefiller, same, sim_nics
 
-from railwire.kvcache import InstanceLayout, PushAborted, PushCancelled, TicketFailed, paged_instance
+from railwire.kvcache import InstanceLayout, LayerWatcher, PushAborted, PushCancelled, TicketFailed, paged_instance
 from railwire.testing import SimulatedFabric
 
 LAYERS = 3
@@ -123,6 +123,50 @@ def test_a_decoder_that_takes_too_long_loses_the_push(pair: tuple[Prefiller, Dec
     for region in decoder.regions[0]:
         assert not (region.array.reshape(-1, 32) == 0xAB).all(axis=1).any()
     assert decoder.idle()
+
+
+def test_layers_counted_after_a_preemption_are_not_taken_for_the_new_ones(pair: tuple[Prefiller, Decoder]) -> None:
+    """A device that is one step behind counts layers of blocks that the request no longer has."""
+    prefiller, decoder = pair
+    want = Prefiller(shape(), sim_nics(SimulatedFabric(), "w", 1))  # the same bytes, that stay
+    tickets = [decoder.prepare(prefiller, name, DST[i : i + 3], 12)[0] for name, i in (("r", 0), ("other", 3))]
+    pushes = [prefiller.open(name, 12, SRC[i : i + 3])[0] for name, i in (("r", 0), ("other", 3))]
+    watcher = LayerWatcher(prefiller.senders[0])
+    word = watcher.watcher.word
+    watcher.begin_step([(push, 12) for push in pushes])
+    word[0] = 1
+    end = time.monotonic() + 5
+    while not all(push.nbytes for push in pushes) and time.monotonic() < end:
+        time.sleep(0.005)
+    watcher.withdraw(pushes[0])
+    assert pushes[0].withdraw_blocks(5.0)
+    pushes[0].append_blocks(AGAIN[:3])
+    watcher.begin_step([(pushes[0], 12)])
+    word[0] = LAYERS
+    tickets[1].wait(5)
+    assert not tickets[0].done()
+    move(prefiller, SRC[:3], AGAIN[:3])  # only now has the new step computed them
+    word[0] = 2 * LAYERS
+    tickets[0].wait(5)
+    assert same(want, decoder, SRC, DST, range(12))
+    assert same(want, decoder, SRC[3:], DST[3:], range(12))
+    assert watcher.pending_steps == watcher.lost_counts == 0
+    watcher.close()
+    want.close()
+
+
+def test_a_push_that_cannot_go_on_does_not_hold_up_the_others_of_its_step(pair: tuple[Prefiller, Decoder]) -> None:
+    prefiller, decoder = pair
+    tickets = [decoder.prepare(prefiller, name, DST[i : i + 3], 12)[0] for name, i in (("r", 0), ("other", 3))]
+    pushes = [prefiller.open(name, 12, SRC[i : i + 3])[0] for name, i in (("r", 0), ("other", 3))]
+    watcher = LayerWatcher(prefiller.senders[0])
+    watcher.begin_step([(push, 12) for push in pushes])
+    assert pushes[0].withdraw_blocks(5.0)  # and the watcher has not been told
+    watcher.watcher.word[0] = LAYERS
+    tickets[1].wait(5)
+    with pytest.raises(TicketFailed, match="layer 0 cannot be pushed"):
+        tickets[0].wait(5)
+    watcher.close()
 
 
 def test_checksums_do_not_survive_a_preemption(pair: tuple[Prefiller, Decoder]) -> None:

@@ -7,12 +7,16 @@ once, and pushes those layers.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from railwire.errors import RailwireError
 from railwire.kvcache.push import Push
+
+log = logging.getLogger("railwire.kvcache")
 
 if TYPE_CHECKING:
     from railwire.kvcache.sender import Sender
@@ -38,8 +42,8 @@ class LayerWatcher:
         self.layers = tuple(held if layers is None else layers)
         if not self.layers or not set(self.layers) <= set(held):
             raise ValueError(f"layers {list(self.layers)} are not of this rank, which holds {held}")
-        self._sender = sender
-        self._lock = threading.Lock()
+        self._pushing = threading.RLock()  # held while layers are pushed, so that withdraw() can wait for that
+        self._lock = threading.Lock()  # of what follows
         self._steps: deque[list[tuple[Push, int]]] = deque()
         self._place = 0  # in self.layers, of the first step
         self.lost_counts = 0
@@ -59,6 +63,13 @@ class LayerWatcher:
         with self._lock:
             self._steps.append(step)
 
+    def withdraw(self, push: Push) -> None:
+        """Before ``push.withdraw_blocks()``: what the announced steps have yet to count is not pushed for this request,
+        whose blocks will hold something else by then. Returns when no layer of it is being pushed."""
+        with self._pushing, self._lock:
+            for step in self._steps:
+                step[:] = [item for item in step if item[0] is not push]
+
     @property
     def pending_steps(self) -> int:
         """Announced steps that have not been counted to their last layer."""
@@ -71,13 +82,25 @@ class LayerWatcher:
 
     def _moved(self, old: int, new: int) -> None:
         for _ in range(new - old):
-            with self._lock:
-                if not self._steps:
-                    self.lost_counts += 1
-                    continue
-                step, layer = self._steps[0], self.layers[self._place]
-                self._place += 1
-                if self._place == len(self.layers):
-                    self._place = 0
-                    self._steps.popleft()
-            self._sender.layer_ready(layer, step)
+            with self._pushing:
+                with self._lock:
+                    if not self._steps:
+                        self.lost_counts += 1
+                        continue
+                    step, layer = self._steps[0], self.layers[self._place]
+                    self._place += 1
+                    if self._place == len(self.layers):
+                        self._place = 0
+                        self._steps.popleft()
+                push_layer(layer, step)
+
+
+def push_layer(layer: int, items: Iterable[tuple[Push, int]]) -> None:
+    """``layer_ready()`` for each; what cannot be pushed is aborted, so that who waits for it is told, and the others go
+    on."""
+    for push, end_token in items:
+        try:
+            push.layer_ready(layer, end_token)
+        except (ValueError, RailwireError) as error:
+            log.error("the push of request %s is given up: layer %d: %s", push.request_id, layer, error)
+            push.abort(f"layer {layer} cannot be pushed: {error}")

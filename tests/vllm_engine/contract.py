@@ -85,7 +85,7 @@ class Engine:
         descriptor = b""
         if role == "prefill":
             sender = Sender(self.engine, self.instance, 0, [region], ticket_timeout=patience)
-            self.sending = Sending(sender, CpuClock(sender, self.stats), kernel_blocks, self.stats, 0.5, "")
+            self.sending = Sending(sender, CpuClock(self.stats), kernel_blocks, self.stats, 0.5, "")
             descriptor = sender.descriptor
         else:
             receiver = Receiver(self.engine, self.instance, 0, [region], drain_timeout=0.5)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from queue import SimpleQueue
 from typing import Protocol
 
 import torch
-from vllm.logger import init_logger
 
 from railwire.cuda import StreamWord
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.stats import RailwireStats
 from railwire.kvcache import LayerWatcher, Push, Sender
-
-log = init_logger("vllm.railwire")
+from railwire.kvcache.graph import push_layer
 
 Items = Sequence[tuple[Push, int]]
 
+_FLUSH_SECONDS = 30.0  # posting a layer takes less than a millisecond
+
 
 class LayerClock(Protocol):
-    """Pushes the layers of a step as they are done."""
+    """Pushes the layers of a step as they are done. Neither way does the thread that computes make the push itself: it
+    only says that a layer is done."""
 
     def begin(self, items: Items) -> None:
         """A step begins that computes KV of these pushes, up to these tokens."""
@@ -31,16 +34,25 @@ class LayerClock(Protocol):
     def end(self) -> float:
         """The step's forward pass has been called; returns the time (monotonic) that counts as its end."""
 
+    def withdraw(self, push: Push) -> None:
+        """The blocks of this push are about to hold something else: returns when no layer of earlier steps will be
+        pushed from them any more."""
+
     def close(self) -> None: ...
 
 
 class CpuClock:
-    """Attention has written the layer's KV when it returns."""
+    """Attention has written the layer's KV when it returns; a thread of this object's pushes it.
 
-    def __init__(self, sender: Sender, stats: RailwireStats) -> None:
-        self.sender = sender
+    To be made where threads may run on other cores than those that compute.
+    """
+
+    def __init__(self, stats: RailwireStats) -> None:
         self.stats = stats
         self._items: Items = ()
+        self._done: SimpleQueue[tuple[int, Items] | threading.Event | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._push, name="railwire-layers", daemon=True)
+        self._thread.start()
 
     def begin(self, items: Items) -> None:
         self._items = items
@@ -49,22 +61,38 @@ class CpuClock:
         if not self._items:
             return
         began = time.perf_counter()
-        try:
-            self.sender.layer_ready(layer, self._items)
-        except (ValueError, RailwireError) as error:
-            # The engine goes on; who waits for these pages is told.
-            log.exception("railwire: layer %d cannot be pushed", layer)
-            for push, _ in self._items:
-                push.abort(f"layer {layer} cannot be pushed: {error}")
-            self._items = ()
+        self._done.put((layer, self._items))
         self.stats.layer(time.perf_counter() - began)
 
     def end(self) -> float:
         self._items = ()
         return time.monotonic()
 
+    def withdraw(self, push: Push) -> None:
+        """Its layers have all been computed, so that they are posted now; they are waited for as what is under way."""
+        self._flush()
+
     def close(self) -> None:
         self._items = ()
+        self._flush()
+        self._done.put(None)
+        self._thread.join(_FLUSH_SECONDS)
+
+    def _flush(self) -> None:
+        """Returns when all layers so far have been pushed."""
+        reached = threading.Event()
+        self._done.put(reached)
+        if self._thread.is_alive() and not reached.wait(_FLUSH_SECONDS):
+            raise RailwireError(
+                f"layers have not been pushed within {_FLUSH_SECONDS:g} s; what else keeps this process?"
+            )
+
+    def _push(self) -> None:
+        while (work := self._done.get()) is not None:
+            if isinstance(work, threading.Event):
+                work.set()
+            else:
+                push_layer(*work)
 
 
 class CudaClock:
@@ -103,6 +131,9 @@ class CudaClock:
     def end(self) -> float:
         self._active = False
         return time.monotonic()
+
+    def withdraw(self, push: Push) -> None:
+        self._watcher.withdraw(push)
 
     def close(self) -> None:
         self._watcher.close()

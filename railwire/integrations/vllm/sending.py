@@ -70,6 +70,7 @@ class Sending:
             if sending is None or sending.push is None:
                 continue
             self.stats.count("preempted_pushes")
+            self.clock.withdraw(sending.push)
             if not sending.push.withdraw_blocks(self.withdraw_timeout):
                 log.warning("railwire: the push of preempted request %s is given up", request_id)
             sending.end_token = 0

@@ -81,9 +81,11 @@ class WorkerHalf:
                 ticket_timeout=options.ticket_timeout,
             )
             descriptor = sender.descriptor
+            with unbound(options.cpus):
+                clock = self._clock(sender, device)
             self.sending = Sending(
                 sender,
-                self._clock(sender, device),
+                clock,
                 caches.kernel_blocks,
                 self.stats,
                 options.liveness,
@@ -109,7 +111,7 @@ class WorkerHalf:
 
     def _clock(self, sender: Sender, device: torch.device) -> LayerClock:
         if device.type == "cpu":
-            return CpuClock(sender, self.stats)
+            return CpuClock(self.stats)
         if device.type == "cuda":
             return CudaClock(sender, list(self._layers.values()), self.stats)
         raise ConfigurationError(f"KV caches on {device.type} are not pushed: cpu and cuda are")
