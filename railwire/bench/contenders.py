@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from railwire.bench.process import PACKAGE, Launch
@@ -74,6 +74,11 @@ def _raw(nic: str, setting: Setting) -> Launch | None:
     return Launch("railwire.bench.raw_runner", options=options)
 
 
+def _raw_landed(nic: str, setting: Setting) -> Launch | None:
+    launch = _raw(nic, setting)
+    return launch and replace(launch, options={**launch.options, "landed": "yes"})
+
+
 def _perftest(nic: str, setting: Setting) -> Launch | None:
     if _kind(nic) != "verbs":
         return None
@@ -98,6 +103,8 @@ def _mooncake(nic: str, setting: Setting) -> Launch | None:
     return Launch("railwire.bench.mooncake_runner", python=setting.peer_python, env=env)
 
 
+_NO_RAW_LOOP = "this build of railwire has no bare libfabric loop (libfabric's headers were missing)"
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -107,7 +114,8 @@ CONTENDERS = {
             "railwire cannot be imported",
             ops=("write", "pages", "scatter", "read", "send", "pingpong"),
         ),
-        Contender("raw", _raw, "this build of railwire has no bare libfabric loop (libfabric's headers were missing)"),
+        Contender("raw", _raw, _NO_RAW_LOOP),
+        Contender("raw-landed", _raw_landed, _NO_RAW_LOOP, ops=("write",)),
         Contender("perftest", _perftest, "not installed: apt-get install perftest", ops=("write", "pages", "pingpong")),
         Contender("nixl", _nixl, "not installed: pip install --no-deps nixl nixl-cu12"),
         Contender("mooncake", _mooncake, "not installed: pip install mooncake-transfer-engine-non-cuda"),

@@ -197,7 +197,7 @@ def run_plan(
             entrants.append(entrant)
             if name == "railwire":
                 setting = _learn(entrant, setting)
-            elif name == "raw" and not _raw_is_built(entrant):
+            elif name.startswith("raw") and not _raw_is_built(entrant):
                 entrant.absent = entrant.contender.missing
         for scenario in plan.scenarios:
             attempts = [_Attempt(entrant, scenario) for entrant in entrants]

@@ -8,7 +8,7 @@ from typing import Any
 
 from railwire.bench.measure import Result
 
-_COLOURS = {"railwire": "#1f5fa8", "raw": "#8a8a8a", "nixl": "#76b900", "mooncake": "#d98c1f"}
+_COLOURS = {"railwire": "#1f5fa8", "raw": "#8a8a8a", "raw-landed": "#b5b5b5", "nixl": "#76b900", "mooncake": "#d98c1f"}
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

@@ -105,7 +105,8 @@ class RawRunner(Runner):
         read = work.op == "read"
         local, remote = (self._destination, self._source) if read else (self._source, self._destination)
         window = min(self._window, work.window * work.pages)
-        delivered = work.window * work.pages == 1  # one at a time: its time is asked, so it must have landed
+        # One at a time: its time is asked, so it must have landed.
+        delivered = work.window * work.pages == 1 or bool(self.config.option("landed", ""))
         self._check(
             self._lib.raw_post_all(
                 self._nic, local, remote, len(local), work.pages, work.rounds, work.page_bytes, window, read,

@@ -66,7 +66,7 @@ def p2p(
     rounds: Annotated[int, typer.Option(help="Submissions per measured run; 0: as many as fill --seconds.")] = 0,
     pattern: Annotated[str, typer.Option(help=f"Order of the pages: {' or '.join(PATTERNS)}.")] = "random",
     window: Annotated[int | None, typer.Option(help="Submissions in flight at most.")] = None,
-    against: Annotated[str, typer.Option(help="Also measure these: raw, perftest, nixl, mooncake.")] = "",
+    against: Annotated[str, typer.Option(help="Also measure these: raw, raw-landed, perftest, nixl, mooncake.")] = "",
     peer_python: Annotated[
         Path | None, typer.Option(help="Python interpreter that has nixl and mooncake, if it is another one.")
     ] = None,
