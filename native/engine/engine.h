@@ -136,7 +136,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void hand_over();
   // True if something woke it, false if it was only time.
   bool sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline);
-  void park();
+  void park(int64_t hold, bool deep);
   bool take_commands();
   bool poll_nics();
   bool has_work() const;
@@ -230,13 +230,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<uint32_t> inline_waiters_{0};
   std::atomic<uint32_t> lock_waiters_{0};
   std::atomic<int64_t> last_inline_ns_{0};
+  std::atomic<uint32_t> inline_submissions_{0};  // written by whoever holds drive_
   Doorbell worker_bell_;
   Doorbell inline_bell_;
 
   std::mutex drive_;
   // ---- guarded by drive_ -------------------------------------------------------------------------------------------
   Counters counters_;
-  std::unordered_set<std::shared_ptr<Transfer>> active_;
+  Members<std::shared_ptr<Transfer>> active_;
   std::vector<std::shared_ptr<Peer>> peers_;                          // not ended, or with links not yet released
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
   std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
@@ -261,6 +262,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool finished_any_ = false;
   bool acks_due_ = false;
   bool orphans_due_ = false;  // a link that broke may be ready for what it had not landed to be sent again
+  // What a step works on. Kept, because to clear it for each look at a queue would take longer than the look.
+  static constexpr size_t kBatch = 64;
+  std::array<WorkRequest, kBatch> batch_;
+  std::array<Completion, kBatch> completions_;
   std::vector<NicStats> nic_stats_;
   Stats totals_;
   uint64_t post_samples_ = 0;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "engine/clock.h"
 #include "engine/engine.h"
@@ -23,6 +24,10 @@ constexpr int64_t kInlineSpin = 2 * kMillisecond;    // the same for a waiting t
 constexpr int64_t kLockSpin = 100 * kMicrosecond;    // a waiting thread yields this long to whoever drives
 constexpr int64_t kHandOver = kMillisecond;          // and then looks this often whether nobody does any more
 constexpr int64_t kParkHold = 200 * kMicrosecond;    // how long the worker leaves the field to threads that wait
+constexpr int64_t kLongestHold = 2 * kMillisecond;   // the same while they come again and again
+constexpr int64_t kDeepAfter = 10 * kMillisecond;    // a thread that has waited this long in one go ...
+constexpr int64_t kDeepHold = 5 * kMillisecond;      // ... is left alone for longer, and rings when it leaves
+constexpr int64_t kSubmitHold = 5 * kMillisecond;    // and while they submit, which a full link ends
 constexpr int64_t kShortNap = 30 * kMicrosecond;     // where a NIC gives nothing to sleep on, or work is under way
 constexpr int64_t kLongNap = 8 * kMillisecond;       // the same after long idleness: under 1 % of a core
 constexpr int64_t kNapShare = 16;                    // a nap lasts this part of the idle time so far
@@ -68,6 +73,7 @@ void Engine::submit(std::shared_ptr<Operation> operation) {
   bool left_over = true, later = false;
   if (!options_.spin && drive_.try_lock()) {
     std::unique_lock lock(drive_, std::adopt_lock);
+    inline_submissions_.store(inline_submissions_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     drive(true);
     left_over = commands_.maybe_nonempty();
     for (const auto& peer : peers_) {
@@ -226,37 +232,54 @@ bool Engine::sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, in
 }
 
 // The worker leaves the field to threads that drive while they wait. It comes back when they have been gone for a
-// while, or when one of them rings because there is work that nobody waits for.
-void Engine::park() {
+// while, or when one of them rings because there is work that nobody waits for. Each look costs whoever has the core a
+// switch of context, so it looks less and less often while it finds somebody there.
+void Engine::park(int64_t hold, bool deep) {
   std::vector<pollfd> fds{{worker_bell_.fd(), POLLIN, 0}};
-  const int64_t quiet = now_ns() - last_inline_ns_.load(std::memory_order_relaxed);
-  const bool deep = quiet > 10 * kMillisecond;
   hand_over();
   worker_rest_.store(deep ? Rest::kParkedDeep : Rest::kParked, std::memory_order_seq_cst);
   if (!deep || inline_waiters_.load(std::memory_order_seq_cst) > 0) {
-    sleep_on(fds, deep ? 5 * kMillisecond : kParkHold);
+    sleep_on(fds, hold);
   }
   worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
   if (fds[0].revents) {
     worker_bell_.clear();
-    if (inline_waiters_.load(std::memory_order_seq_cst) == 0) last_inline_ns_.store(0, std::memory_order_relaxed);
+    // Out of a deep park it is called by whoever leaves, and may be back at once.
+    if (!deep && inline_waiters_.load(std::memory_order_seq_cst) == 0) {
+      last_inline_ns_.store(0, std::memory_order_relaxed);
+    }
   }
 }
 
 void Engine::worker_main() {
   int64_t last_busy = now_ns();
+  int64_t hold = kParkHold;
+  uint32_t submissions = 0;
+  bool parked = false;
   bool napping = false;  // the last sleep ended by itself
   while (!stop_worker_.load(std::memory_order_acquire)) {
+    std::unique_lock lock(drive_, std::defer_lock);
     if (!options_.spin) {
       const bool others = inline_waiters_.load(std::memory_order_seq_cst) > 0;
-      if (others || now_ns() - last_inline_ns_.load(std::memory_order_relaxed) < kParkHold) {
-        park();
+      const int64_t quiet = now_ns() - last_inline_ns_.load(std::memory_order_relaxed);
+      // Between two waits a thread submits, which may take a provider long. But who only submits is not waited for.
+      const uint32_t seen = std::exchange(submissions, inline_submissions_.load(std::memory_order_relaxed));
+      const bool submitting = quiet < kSubmitHold && seen != submissions;
+      if (others || submitting || quiet < kParkHold || (parked && !lock.try_lock())) {
+        const bool deep = others && quiet > kDeepAfter;
+        if (others) hold = std::min(2 * hold, deep ? kDeepHold : kLongestHold);
+        park(others ? hold : kParkHold, deep);
         last_busy = now_ns();
+        parked = true;
         continue;
       }
+      hold = kParkHold;
+      parked = false;
     }
-    while (lock_waiters_.load(std::memory_order_relaxed) > 0 && !stop_worker_.load()) sched_yield();
-    std::unique_lock lock(drive_);
+    if (!lock) {
+      while (lock_waiters_.load(std::memory_order_relaxed) > 0 && !stop_worker_.load()) sched_yield();
+      lock.lock();
+    }
     bool busy = false;
     for (int i = 0; i < 16; ++i) {
       busy |= drive(false);
