@@ -2,6 +2,7 @@
 // they cost here: scripts/count-instructions.sh runs it with two counts and divides the difference.
 //
 //   verbs_instructions pages COUNT   one write_pages of COUNT scattered pages of 4 KiB, through the whole engine
+//   verbs_instructions writes COUNT  COUNT writes of 64 B, each submitted and waited for, through the whole engine
 //   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
 #include <algorithm>
 #include <cstdio>
@@ -69,44 +70,65 @@ void batch(size_t count) {
   near->deregister(region);
 }
 
-void pages(size_t count) {
-  constexpr uint64_t kPage = 4096, kPages = 4096;
-  constexpr size_t kMost = 64000;
-  const auto far = make_verbs_nic("verbs:stub0", {});
-  const auto other = far->create_link();
+// An engine with one connected peer. Without run(): no worker, so that whoever waits does all the work.
+struct Bed {
+  static constexpr uint64_t kPage = 4096, kPages = 4096;
+  Bed() : far(make_verbs_nic("verbs:stub0", {})), other(far->create_link()), memory(kPage * kPages) {
+    std::vector<std::unique_ptr<Nic>> nics;
+    nics.push_back(make_verbs_nic("verbs:stub0", {}));
+    engine = std::make_shared<Engine>(
+        EngineOptions{.liveness_ns = 3'600'000'000'000, .events = &events, .handshakes = &handshakes}, std::move(nics));
+    peer = engine->create_peer(1, true, "far", {{0, 0, far->address()}});
+    engine->link_halves(*peer);
+    engine->activate_peer(*peer, {{other->address(), 0x1000, 7}}, 0, 0);
+    region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
+    auto theirs = std::make_shared<RemoteKeys>();
+    *theirs = {.region_id = 1, .length = memory.size(), .keys = {{0x10000, 7}}};
+    keys = theirs;
+  }
+  void carry_out(std::unique_ptr<WorkSource> source) {
+    const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
+    transfer->submitted_ns = now_ns();
+    transfer->add_lane(peer, std::move(source));
+    engine->submit(transfer);
+    engine->wait_for(*transfer, 60'000'000'000);
+    if (transfer->state() != State::kDone) std::exit(1);
+  }
+
+  std::unique_ptr<Nic> far;
+  std::unique_ptr<Link> other;
+  std::vector<std::byte> memory;
   EventQueue events, handshakes;
-  std::vector<std::unique_ptr<Nic>> nics;
-  nics.push_back(make_verbs_nic("verbs:stub0", {}));
-  // Without run(): no worker, so that whoever waits does all the work.
-  const auto engine = std::make_shared<Engine>(
-      EngineOptions{.liveness_ns = 3'600'000'000'000, .events = &events, .handshakes = &handshakes}, std::move(nics));
-  const auto peer = engine->create_peer(1, true, "far", {{0, 0, far->address()}});
-  engine->link_halves(*peer);
-  engine->activate_peer(*peer, {{other->address(), 0x1000, 7}}, 0, 0);
-  std::vector<std::byte> memory(kPage * kPages);
-  const auto region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
-  auto keys = std::make_shared<RemoteKeys>();
-  keys->region_id = 1;
-  keys->length = kPage * kPages;
-  keys->keys = {{0x10000, 7}};
+  std::shared_ptr<Engine> engine;
+  std::shared_ptr<Peer> peer;
+  std::shared_ptr<Region> region;
+  std::shared_ptr<const RemoteKeys> keys;
+};
+
+void writes(size_t count) {
+  Bed bed;
+  for (size_t i = 0; i < count; ++i) {
+    bed.carry_out(std::make_unique<PieceSource>(bed.region, std::vector<Piece>{{0, bed.keys, 0, 64}}, false, 5,
+                                                bed.peer->limits));
+  }
+}
+
+void pages(size_t count) {
+  constexpr size_t kMost = 64000;
+  Bed bed;
   // Scattered, so that no two pages merge.
   std::mt19937 random(1);
   PageSide from, to;
-  from.stride = to.stride = kPage;
+  from.stride = to.stride = Bed::kPage;
   for (size_t i = 0; i < std::max(count, kMost); ++i) {  // always as many: making them is not to be counted
-    from.indices.push_back(static_cast<uint32_t>(random() % kPages));
-    to.indices.push_back(static_cast<uint32_t>((from.indices.back() * 7 + 3) % kPages));
+    from.indices.push_back(static_cast<uint32_t>(random() % Bed::kPages));
+    to.indices.push_back(static_cast<uint32_t>((from.indices.back() * 7 + 3) % Bed::kPages));
   }
   from.indices.resize(count);
   to.indices.resize(count);
-  const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
-  transfer->submitted_ns = now_ns();
-  transfer->add_lane(
-      peer, std::make_unique<PageSource>(region, std::move(from), keys, std::move(to), kPage, 5, peer->limits));
-  engine->submit(transfer);
-  engine->wait_for(*transfer, 60'000'000'000);
-  if (transfer->state() != State::kDone) std::exit(1);
-  std::printf("%llu WRs\n", static_cast<unsigned long long>(engine->stats().nics[0].work_requests));
+  bed.carry_out(std::make_unique<PageSource>(bed.region, std::move(from), bed.keys, std::move(to), Bed::kPage, 5,
+                                             bed.peer->limits));
+  std::printf("%llu WRs\n", static_cast<unsigned long long>(bed.engine->stats().nics[0].work_requests));
 }
 
 }  // namespace
@@ -120,6 +142,8 @@ int main(int argc, char** argv) {
   const size_t count = std::strtoull(argv[2], nullptr, 10);
   if (what == "pages") {
     pages(count);
+  } else if (what == "writes") {
+    writes(count);
   } else if (what == "batch") {
     batch(count);
   } else {

@@ -36,16 +36,25 @@ Counters::Page* Counters::add_page(uint32_t id) {
 
 Counters::Slot& Counters::slot(uint32_t id) { return (*add_page(id))[id % kPageSize]; }
 
+Counters::Detail& Counters::detail(Slot& s) {
+  if (!s.detail) s.detail = spare_detail_ ? std::move(spare_detail_) : std::make_unique<Detail>();
+  return *s.detail;
+}
+
 void Counters::expect(std::shared_ptr<Expectation> expectation) {
   Slot& s = slot(expectation->id);
-  if (!s.detail) s.detail = std::make_unique<Detail>();
-  for (const auto& poison : s.detail->poisons) {
+  for (const auto& poison : detail(s).poisons) {
     if (expectation->depends_on(poison.peer)) {
       expectation->finish(State::kFailed, {Reason::kWriterFailed, poison.peer, "", poison.why});
       return;
     }
   }
-  by_deadline_.emplace(expectation->deadline_ns, expectation.get());
+  if (spare_node_) {
+    spare_node_.value() = {expectation->deadline_ns, expectation.get()};
+    by_deadline_.insert(std::move(spare_node_));
+  } else {
+    by_deadline_.emplace(expectation->deadline_ns, expectation.get());
+  }
   const uint32_t id = expectation->id;
   s.detail->waiting.push_back(std::move(expectation));
   settle(id, s);
@@ -59,11 +68,11 @@ void Counters::settle(uint32_t, Slot& s) {
     s.units -= expectation->units;
     end(*expectation, State::kDone, {});
   }
-  if (detail.waiting.empty() && detail.poisons.empty()) s.detail.reset();
+  if (detail.waiting.empty() && detail.poisons.empty()) spare_detail_ = std::move(s.detail);
 }
 
 void Counters::end(Expectation& expectation, State state, Failure failure) {
-  by_deadline_.erase({expectation.deadline_ns, &expectation});
+  spare_node_ = by_deadline_.extract({expectation.deadline_ns, &expectation});
   expectation.finish(state, std::move(failure));
 }
 
@@ -97,8 +106,7 @@ void Counters::cancel(Expectation& expectation) {
 
 void Counters::poison(uint32_t id, uint64_t peer, const std::string& why) {
   Slot& s = slot(id);
-  if (!s.detail) s.detail = std::make_unique<Detail>();
-  auto& poisons = s.detail->poisons;
+  auto& poisons = detail(s).poisons;
   const bool known = std::any_of(poisons.begin(), poisons.end(), [=](const auto& p) { return p.peer == peer; });
   if (!known) poisons.push_back({peer, why});
   const auto hit = take_if([=](const Expectation& e) { return e.id == id && e.depends_on(peer); });

@@ -85,12 +85,16 @@ class Counters {
 
   Page* add_page(uint32_t id);
   Slot& slot(uint32_t id);
+  Detail& detail(Slot& slot);
   void settle(uint32_t id, Slot& slot);
   void end(Expectation& expectation, State state, Failure failure);
   std::vector<std::shared_ptr<Expectation>> take_if(auto&& predicate);
 
   std::vector<std::unique_ptr<Page>> pages_{kImmediateIds / kPageSize};
   std::set<std::pair<int64_t, Expectation*>> by_deadline_;
+  // Of the last expectation that ended, for the next: where there is one at a time, nothing is allocated for it.
+  std::set<std::pair<int64_t, Expectation*>>::node_type spare_node_;
+  std::unique_ptr<Detail> spare_detail_;
   uint64_t units_seen_ = 0;
 };
 

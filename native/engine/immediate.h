@@ -2,7 +2,8 @@
 //
 // The weight is 1..1024 sixteenths of an arrival, stored minus one. A write is one arrival (16 units), also when it is
 // striped into up to 16 WRs whose weights sum to 16; up to 64 merged pages are one WR of weight 16 * pages. The
-// receiver only ever adds units, so neither order nor striping nor merging shows in the count.
+// receiver only ever adds units, so neither order nor striping nor merging shows in the count. Where order is known,
+// the last of several WRs carries the weight of all (gather_immediates in work.h).
 #pragma once
 
 #include <cstdint>

@@ -46,7 +46,7 @@ const char* to_string(Reason reason) {
 
 void Operation::finish(State state, Failure failure, bool may_still_land) {
   if (done()) return;
-  failure_ = std::move(failure);
+  if (failure.reason != Reason::kNone) failure_ = std::move(failure);
   may_still_land_ = may_still_land;
   state_.store(state, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {

@@ -142,7 +142,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
     short_turn = !short_turn;
     return short_turn ? ready_short : ready;
   }
-  std::unordered_set<Lane*> lanes;
+  Members<Lane*> lanes;
   int64_t last_up = 0;  // when a link was up
 
   // Reliable records.

@@ -8,7 +8,6 @@
 namespace railwire {
 namespace {
 
-constexpr size_t kBatch = 64;
 constexpr uint64_t kShortBytes = 64 * 1024;         // lanes up to this do not queue behind longer ones
 constexpr int64_t kLazyFlush = 100'000;             // ns that a landing which nobody waits for may stay unproven
 constexpr size_t kFlushAtOnce = 256;                // unproven shares that are flushed without further delay
@@ -32,14 +31,14 @@ void Transfer::start(Engine& engine) { engine.start_transfer(*this); }
 void Transfer::stop(Engine& engine) { engine.stop_transfer(*this); }
 
 void Transfer::add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source) {
-  auto lane = std::make_unique<Lane>();
-  lane->transfer = this;
-  lane->peer = std::move(peer);
-  lane->trailing_units = source->trailing_units();
-  bytes += source->total_bytes();
-  lane->is_short = source->total_bytes() <= kShortBytes;
-  lane->source = std::move(source);
-  lanes.push_back(std::move(lane));
+  const uint64_t total = source->total_bytes();
+  Lane& lane = lanes.emplace_back();
+  lane.transfer = this;
+  lane.peer = std::move(peer);
+  lane.trailing_units = source->trailing_units();
+  lane.is_short = total <= kShortBytes;
+  lane.source = std::move(source);
+  bytes += total;
 }
 
 size_t TrailingSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
@@ -66,8 +65,7 @@ void Engine::start_transfer(Transfer& transfer) {
   }
   const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
   active_.insert(self);
-  for (auto& owned : transfer.lanes) {
-    Lane& lane = *owned;
+  for (Lane& lane : transfer.lanes) {
     Peer& peer = *lane.peer;
     peer.lanes.insert(&lane);
     lane.links.resize(peer.links.size());
@@ -98,9 +96,9 @@ void Engine::start_transfer(Transfer& transfer) {
 void Engine::stop_transfer(Transfer& transfer) {
   transfer.cancelled = true;
   const auto self = transfer.shared_from_this();
-  for (auto& lane : transfer.lanes) {
-    if (lane->phase != Lane::Phase::kFinished) {
-      stop_lane(*lane, {Reason::kCancelled, lane->peer->id, "", "the transfer was cancelled"});
+  for (Lane& lane : transfer.lanes) {
+    if (lane.phase != Lane::Phase::kFinished) {
+      stop_lane(lane, {Reason::kCancelled, lane.peer->id, "", "the transfer was cancelled"});
     }
   }
 }
@@ -129,7 +127,6 @@ bool Engine::pump(Peer& peer, uint64_t byte_budget) {
 // Posts to one link until it is full, nothing is ready, or the budget is spent.
 bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
   bool any = false;
-  WorkRequest batch[kBatch];
   NicStats& stats = nic_stats_[link.ends.local_nic];
   const auto count = [&](std::span<const WorkRequest> taken) {
     uint64_t written = 0, read = 0;
@@ -169,19 +166,21 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       if (large && outstanding >= 2 + kLinkBacklogBytes / length) break;
       most = std::min<size_t>(most, large ? 1 : kLinkTurn);
     }
-    const size_t filled = lane.source->fill(link.ends, &share, {batch, most});
+    const size_t filled = lane.source->fill(link.ends, &share, {batch_.data(), most});
     share.outstanding += static_cast<uint32_t>(filled);
     lane.outstanding += static_cast<uint32_t>(filled);
     share.used |= filled > 0;
     if (filled > 0 && peer.links.size() == 1 && !lane.is_short && lane.source->exhausted() &&
-        batch[filled - 1].length > 0 && !(batch[filled - 1].flags & WorkRequest::kRead) &&
+        batch_[filled - 1].length > 0 && !(batch_[filled - 1].flags & WorkRequest::kRead) &&
         !link.nic->info().completion_proves_landing) {
       // A flush of its own would queue behind all that later lanes have posted by then.
-      batch[filled - 1].flags |= WorkRequest::kFlush;
+      batch_[filled - 1].flags |= WorkRequest::kFlush;
       share.last_proves = true;
     }
-    const size_t taken = link.link->post({batch, filled});
-    count({batch, taken});
+    // With several links what is posted to one may have to go over another, where it is no longer behind the rest.
+    if (link.nic->info().resumable && peer.links.size() == 1) gather_immediates({batch_.data(), filled});
+    const size_t taken = link.link->post({batch_.data(), filled});
+    count({batch_.data(), taken});
     any |= taken > 0;
     if (!lane.transfer->posted && taken > 0) {
       lane.transfer->posted = true;
@@ -189,7 +188,7 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       post_latency_[post_samples_++ % post_latency_.size()] =
           static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
     }
-    if (taken < filled) link.stash.assign(batch + taken, batch + filled);
+    if (taken < filled) link.stash.assign(batch_.data() + taken, batch_.data() + filled);
     if (lane.source->exhausted()) {
       queue.pop_front();
       lane.in_ready_list = false;
@@ -209,14 +208,13 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
 
 bool Engine::poll_nics() {
   bool any = false;
-  Completion completions[kBatch];
   for (uint32_t i = 0; i < nics_.size(); ++i) {
-    const size_t n = nics_[i]->poll(completions);
+    const size_t n = nics_[i]->poll(completions_);
     if (n == 0) continue;
     any = true;
     NicStats& stats = nic_stats_[i];
     for (size_t k = 0; k < n; ++k) {
-      const Completion& completion = completions[k];
+      const Completion completion = std::exchange(completions_[k], {});
       switch (completion.kind) {
         case Completion::kImmediate:
           ++stats.immediates;
@@ -434,7 +432,7 @@ void Engine::finish_lane(Lane& lane) {
   lane.source.reset();
   Peer& peer = *lane.peer;
   Transfer& transfer = *lane.transfer;
-  peer.lanes.erase(&lane);
+  peer.lanes.erase(lane);
   if (lane.stopping) {
     if (transfer.immediate_id >= 0 && peer.connected()) {
       // The receiver counts on arrivals that will not come: tell it, so that its expectation ends now.
@@ -462,7 +460,7 @@ void Engine::finish_lane(Lane& lane) {
     ++totals_.failed;
     transfer.finish(State::kFailed, transfer.first_failure, transfer.any_may_still_land);
   }
-  active_.erase(self);
+  active_.erase(transfer);
 }
 
 std::string Engine::link_name(const PeerLink& link) const {

@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/members.h"
 #include "engine/operation.h"
 #include "engine/work.h"
 
@@ -39,13 +40,32 @@ struct LaneLink : WrContext {
   bool last_proves = false;  // the last WR is a flush at the same time
 };
 
+// The shares of a lane, by the peer's link index. Nearly always one, which then needs no memory of its own.
+class LaneLinks {
+ public:
+  void resize(size_t count) {
+    count_ = count;
+    if (count > 1) several_ = std::make_unique<LaneLink[]>(count);
+  }
+  size_t size() const { return count_; }
+  LaneLink* begin() { return several_ ? several_.get() : &one_; }
+  LaneLink* end() { return begin() + count_; }
+  LaneLink& operator[](size_t index) { return begin()[index]; }
+
+ private:
+  LaneLink one_;
+  std::unique_ptr<LaneLink[]> several_;
+  size_t count_ = 0;
+};
+
 struct Lane {
   enum class Phase : uint8_t { kReady, kDraining, kProving, kFinished };
 
   Transfer* transfer = nullptr;
   std::shared_ptr<Peer> peer;
   std::unique_ptr<WorkSource> source;
-  std::vector<LaneLink> links;  // by the peer's link index
+  LaneLinks links;
+  size_t place = Members<Lane*>::kNowhere;  // in the peer's lanes
   uint64_t trailing_units = 0;
   uint32_t outstanding = 0;
   uint32_t unproven = 0;  // links whose landing is not yet proven, while proving
@@ -69,8 +89,9 @@ class Transfer final : public Operation {
   void add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source);
 
   const Kind kind;
-  const int64_t immediate_id;  // -1: none
-  std::vector<std::unique_ptr<Lane>> lanes;
+  const int64_t immediate_id;                                   // -1: none
+  std::vector<Lane> lanes;                                      // all of them, before start()
+  size_t place = Members<std::shared_ptr<Transfer>>::kNowhere;  // in the engine's active ones
   size_t lanes_left = 0;
   uint64_t bytes = 0;
   int64_t submitted_ns = 0;

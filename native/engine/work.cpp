@@ -38,6 +38,26 @@ uint32_t part_weight(uint64_t index, uint64_t parts) {
   return static_cast<uint32_t>(kUnitsPerArrival / parts + (index < kUnitsPerArrival % parts ? 1 : 0));
 }
 
+void gather_immediates(std::span<WorkRequest> batch) {
+  WorkRequest* teller = nullptr;
+  uint64_t bytes = 0;
+  for (size_t i = batch.size(); i-- > 0;) {
+    WorkRequest& wr = batch[i];
+    if (!(wr.flags & WorkRequest::kImmediate)) continue;
+    bytes += wr.length;
+    if (teller && bytes <= kGatheredBytes && immediate_id(wr.immediate) == immediate_id(teller->immediate)) {
+      const uint32_t weight = immediate_weight(wr.immediate) + immediate_weight(teller->immediate);
+      if (weight <= kMaxWeight) {
+        teller->immediate = encode_immediate(immediate_id(wr.immediate), weight);
+        wr.flags &= ~uint32_t{WorkRequest::kImmediate};
+        continue;
+      }
+    }
+    teller = &wr;
+    bytes = wr.length;
+  }
+}
+
 PieceSource::PieceSource(std::shared_ptr<Region> region, std::vector<Piece> pieces, bool read, int64_t immediate_id,
                          const SplitLimits& limits)
     : region_(std::move(region)),

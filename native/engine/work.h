@@ -19,6 +19,7 @@ inline constexpr uint64_t kStripeBytes = 32 * 1024;      // a write is cut for s
 inline constexpr uint64_t kChunkBytes = 64ull << 20;     // no WR needs to be longer: keeps a link's progress visible
 inline constexpr uint64_t kLongestPart = 256ull << 20;   // but may be, if that saves the trailing immediate
 inline constexpr uint64_t kLongestMerge = 1ull << 20;    // merged pages beyond this gain nothing
+inline constexpr uint64_t kGatheredBytes = 256 * 1024;   // that one immediate tells of at most
 inline constexpr uint32_t kMaxParts = kUnitsPerArrival;  // weights are whole sixteenths
 
 // The two ends of a link, as far as a WR needs them.
@@ -45,6 +46,11 @@ struct Split {
 Split split_write(uint64_t length, const SplitLimits& limits, bool immediate);
 // Weight of part `index` of `parts` (<= 16): whole numbers that sum to 16.
 uint32_t part_weight(uint64_t index, uint64_t parts);
+
+// For a link that lands in the order of posting: an immediate there tells of all before it, so that of neighbours that
+// count for one id only the last carries it, with the weight of all. The receiver has fewer completions to look at, and
+// its queue fewer receive WRs to give. Never over more than kGatheredBytes: what has landed is told soon.
+void gather_immediates(std::span<WorkRequest> batch);
 
 // Keeps a region from being deregistered while WRs may name it.
 class RegionUse {

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 #include <random>
@@ -181,6 +182,45 @@ TEST_CASE("pages contiguous on both sides share WRs, 64 at most; others do not")
   std::reverse(backwards.indices.begin(), backwards.indices.end());
   PageSource reversed(bench.region, side, bench.remote, backwards, 1024, 3, {1, uint64_t{1} << 30});
   CHECK(drain(reversed, random).requests == 200);
+}
+
+TEST_CASE("gathered immediates weigh as much, and none comes before what it tells of") {
+  std::mt19937_64 random(2);
+  const auto pick = [&](uint64_t n) { return std::uniform_int_distribution<uint64_t>(0, n - 1)(random); };
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<WorkRequest> batch(1 + pick(64));
+    for (WorkRequest& wr : batch) {
+      wr.length = std::array<uint64_t, 4>{0, 1024, 65536, 1 << 20}[pick(4)];
+      wr.flags = pick(8) == 0 ? WorkRequest::kWrite : WorkRequest::kImmediate;
+      wr.immediate =
+          encode_immediate(static_cast<uint32_t>(pick(10) == 0), static_cast<uint32_t>(1 + pick(kMaxWeight)));
+    }
+    const auto before = batch;
+    gather_immediates(batch);
+    std::map<uint32_t, uint64_t> told, due;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      CHECK(batch[i].length == before[i].length);
+      if (before[i].flags & WorkRequest::kImmediate) {
+        due[immediate_id(before[i].immediate)] += immediate_weight(before[i].immediate);
+      }
+      if (!(batch[i].flags & WorkRequest::kImmediate)) continue;
+      CHECK((before[i].flags & WorkRequest::kImmediate) != 0);
+      const uint32_t id = immediate_id(batch[i].immediate);
+      CHECK(id == immediate_id(before[i].immediate));
+      CHECK((told[id] += immediate_weight(batch[i].immediate)) <= due[id]);
+    }
+    CHECK(told == due);
+  }
+  std::vector<WorkRequest> pages(
+      64, {.length = 4096, .flags = WorkRequest::kImmediate, .immediate = encode_immediate(9, 16)});
+  gather_immediates(pages);
+  CHECK(std::count_if(pages.begin(), pages.end(), [](const auto& wr) { return wr.flags != 0; }) == 1);
+  CHECK(pages.back().immediate == encode_immediate(9, 1024));
+  std::vector<WorkRequest> large(
+      4, {.length = 1 << 20, .flags = WorkRequest::kImmediate, .immediate = encode_immediate(9, 16)});
+  gather_immediates(large);
+  CHECK(
+      std::all_of(large.begin(), large.end(), [](const auto& wr) { return wr.immediate == encode_immediate(9, 16); }));
 }
 
 TEST_CASE("nothing to do needs no WR, but a bare immediate does") {
