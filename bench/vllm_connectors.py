@@ -166,7 +166,7 @@ def own_figures(prefill: Server, trace: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--cells", help="some cells only, CONCURRENTxTOKENS: 1x600,4x600")
+    parser.add_argument("--cells", help="some cells only, in this order, CONCURRENTxTOKENS: 1x600,4x600")
     parser.add_argument("--unbound", action="store_true", help="bind nothing to cores: side threads find another one")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
@@ -179,7 +179,9 @@ def main() -> None:
     cells = QUICK if arguments.quick else CELLS
     if arguments.cells:
         wanted = [tuple(map(int, cell.split("x"))) for cell in arguments.cells.split(",")]
-        cells = {cell: rounds for cell, rounds in CELLS.items() if cell in wanted}
+        if unknown := [cell for cell in wanted if cell not in CELLS]:
+            parser.error(f"no such cells: {unknown}; there are {list(CELLS)}")
+        cells = {cell: CELLS[cell] for cell in wanted}
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         trace = Path(folder) / "trace.jsonl"
         flags = ["--dtype", "bfloat16", "--max-model-len", "4096"]

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from railwire.errors import RailwireError
 from railwire.kvcache.push import Push
 
 log = logging.getLogger("railwire.kvcache")
@@ -101,6 +100,6 @@ def push_layer(layer: int, items: Iterable[tuple[Push, int]]) -> None:
     for push, end_token in items:
         try:
             push.layer_ready(layer, end_token)
-        except (ValueError, RailwireError) as error:
-            log.error("the push of request %s is given up: layer %d: %s", push.request_id, layer, error)
+        except Exception as error:  # of whatever kind: on this thread nobody else would tell the decoder
+            log.exception("the push of request %s is given up at layer %d", push.request_id, layer)
             push.abort(f"layer {layer} cannot be pushed: {error}")

@@ -74,8 +74,7 @@ class CpuClock:
 
     def close(self) -> None:
         self._items = ()
-        self._flush()
-        self._done.put(None)
+        self._done.put(None)  # behind the layers so far, which are pushed yet
         self._thread.join(_FLUSH_SECONDS)
 
     def _flush(self) -> None:
