@@ -38,8 +38,9 @@ struct NicInfo {
   // After Link::close() returns no byte of the remote half can land in local memory any more. False where the writer
   // itself copies into our memory (shm with CMA): there the writer has to confirm, or be dead.
   bool closing_fences = true;
-  // Links land what is posted in the order of posting, both halves count the immediates, and a link that has broken can
-  // be made anew while messages still pass. So the receiver's count of what landed through a broken link tells the
+  // Links land what is posted in the order of posting (to be exact: an immediate that has come shows all that was
+  // posted before it, which relaxed ordering leaves true), both halves count the immediates, and a link that has broken
+  // can be made anew while messages still pass. So the receiver's count of what landed through a broken link tells the
   // sender exactly what to send again over another one (engine/failover.cpp). RC queue pairs are like that; EFA's SRD
   // keeps no order, and libfabric's tcp tells nobody what had landed.
   bool resumable = false;
