@@ -47,7 +47,9 @@ Nics = _option([], "--nic", "NIC of the engine, such as tcp://127.0.0.1 or shm; 
 Device = _option("cpu", "--device", "cpu or cuda:N: which NICs are near.")
 Liveness = _option(5.0, "--liveness", "Seconds of silence after which the other side counts as dead.", min=0.05)
 Secret = _option("", "--secret", "Shared by all workers; better by RAILWIRE_SECRET than by flag.", show_default=False)
-TicketTimeout = _option(30.0, "--ticket-timeout", "Seconds that a request waits for its tickets.", min=0.1)
+TicketTimeout = _option(
+    None, "--ticket-timeout", "Seconds that a request waits for its tickets, and they for it; 30, vllm: 480.", min=0.1
+)
 BlockTimeout = _option(20.0, "--block-timeout", "Seconds that a request waits for free KV blocks.", min=0.1)
 MaxWaiting = _option(256, "--max-waiting", "Requests that may wait; more are turned away.", min=0)
 
@@ -111,7 +113,7 @@ def prefill(
     device: str = Device,
     liveness: float = Liveness,
     secret: str = Secret,
-    ticket_timeout: float = TicketTimeout,
+    ticket_timeout: float | None = TicketTimeout,
     block_timeout: float = BlockTimeout,
     max_waiting: int = MaxWaiting,
     chunk: int = _option(256, "--chunk", "Tokens computed at a time.", min=1),

@@ -32,15 +32,19 @@ def open_engines(config: WorkerConfig, runner: Runner, role: str) -> list[tuple[
     return ranks
 
 
+_TICKET_SECONDS = 30.0
+
+
 class SenderRanks:
     """Opens the push of a request on every rank."""
 
     def __init__(self, config: WorkerConfig, runner: Runner, instance_id: str) -> None:
         layout = runner.layout()
         opened = open_engines(config, runner, "prefill")
+        patience = _TICKET_SECONDS if config.ticket_timeout is None else config.ticket_timeout
         self.engines = [engine for engine, _ in opened]
         self.senders = [
-            Sender(engine, layout, rank, regions, instance_id=instance_id, ticket_timeout=config.ticket_timeout)
+            Sender(engine, layout, rank, regions, instance_id=instance_id, ticket_timeout=patience)
             for rank, (engine, regions) in enumerate(opened)
         ]
         self.layers = [{storage.layer for storage in rank.layers} for rank in layout.ranks]

@@ -9,6 +9,10 @@ import msgspec
 
 from railwire.errors import ConfigurationError
 
+# A prefill may stand in its instance's queue behind many others, and is waited for so long; who dies is noticed by
+# liveness, much sooner. NixlConnector has the same bound.
+QUEUED_SECONDS = 480.0
+
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config`` of the RailwireConnector.
@@ -34,8 +38,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nics: tuple[str, ...] = ()
     secret: str = ""
     liveness: float = 5.0
-    ticket_timeout: float = 30.0
-    transfer_timeout: float = 120.0
+    ticket_timeout: float = QUEUED_SECONDS
+    transfer_timeout: float = QUEUED_SECONDS
     checksum: bool = False
     fingerprint: str = ""
     cpus: tuple[int, ...] = ()
