@@ -153,10 +153,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void advance(Lane& lane);
   void landing_proven(Lane& lane);
   void one_more_proven(LaneLink& share);
-  void finish_lane(Lane& lane);
   void drop_stash(Lane& lane);
   void make_ready(Lane& lane);
   std::string link_name(const PeerLink& link) const;
+
+  // endings.cpp: the end of lanes and transfers, and what a refused write means
+  void lane_failed(Lane& lane, Failure failure);
+  void ask_questions();
+  bool in_doubt(const Lane& lane) const;
+  void settle_doubts(Peer& peer, int64_t now);
+  void finish_lane(Lane& lane);
+  void end_lane(Lane& lane);
 
   // liveness.cpp: links and peers that end
   static bool only_link(const PeerLink& link);
@@ -196,6 +203,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
                    std::shared_ptr<SendOperation> operation = nullptr);
   void send_due_records(Peer& peer, int64_t now);
   void send_held_messages(Peer& peer);
+  void send_credit(Peer& peer);
   bool send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> frame);
   void send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value);
   PeerLink* control_path(Peer& peer, uint32_t attempt);
@@ -261,7 +269,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
   bool acks_due_ = false;
-  bool orphans_due_ = false;  // a link that broke may be ready for what it had not landed to be sent again
+  bool questions_due_ = false;  // a peer that refused is to be asked whether it lives
+  bool orphans_due_ = false;    // a link that broke may be ready for what it had not landed to be sent again
   // What a step works on. Kept, because to clear it for each look at a queue would take longer than the look.
   static constexpr size_t kBatch = 64;
   std::array<WorkRequest, kBatch> batch_;

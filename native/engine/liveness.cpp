@@ -124,15 +124,11 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     link->stash.clear();
     link->orphans.clear();
     for (LaneLink* share : waiting) {
-      // A process that dies takes its memory back before its queue pairs: its last answers are refusals.
-      if (state == PeerState::kLost && share->lane->failure.reason == Reason::kRemoteAccess) {
-        Failure& why = share->lane->failure;
-        why = {failure.reason, failure.peer, why.nic, failure.message + "; the last that came: " + why.message};
-      }
       if (!link->remote_closed && !peer.process_dead && state == PeerState::kLost) share->lane->may_still_land = true;
       one_more_proven(*share);
     }
   }
+  settle_doubts(peer, now_ns());
   counters_.peer_lost(peer.id, failure.message);
   for (auto& record : peer.unacked) {
     if (record.operation) record.operation->finish(State::kFailed, failure);
@@ -274,6 +270,7 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
     return;
   }
   send_due_records(peer, now);
+  settle_doubts(peer, now);
   check_incoming_revokes(peer);
   close_step(peer);
 }
@@ -287,9 +284,11 @@ void Engine::tick(int64_t now) {
         link->last_heard += now - last_tick_;
         link->last_progress = 0;
       }
+      for (Lane* lane : peer->doubts) lane->doubt_until += now - last_tick_;
     }
   }
   last_tick_ = now;
+  if (questions_due_) ask_questions();
   int64_t next = now + options_.liveness_ns / kPingsPerLiveness;
   const auto copy = peers_;
   for (const auto& peer : copy) {

@@ -143,7 +143,8 @@ class Peer : public std::enable_shared_from_this<Peer> {
     return short_turn ? ready_short : ready;
   }
   Members<Lane*> lanes;
-  int64_t last_up = 0;  // when a link was up
+  std::vector<Lane*> doubts;  // finished by a refusal, of which it is not known whether the peer means it
+  int64_t last_up = 0;        // when a link was up
 
   // Reliable records.
   struct Unacked {
@@ -155,7 +156,9 @@ class Peer : public std::enable_shared_from_this<Peer> {
   };
   std::deque<Unacked> unacked;
   uint64_t next_sequence = 1;
-  uint64_t taken = 0;  // records received in order up to here
+  uint64_t acknowledged = 0;  // up to here
+  uint64_t question = 0;      // the record that the newest refusal waits for
+  uint64_t taken = 0;         // records received in order up to here
   std::map<uint64_t, std::vector<std::byte>> early;
   bool ack_due = false;
 

@@ -101,6 +101,7 @@ void Engine::stop_transfer(Transfer& transfer) {
       stop_lane(lane, {Reason::kCancelled, lane.peer->id, "", "the transfer was cancelled"});
     }
   }
+  for (Lane& lane : transfer.lanes) settle_doubts(*lane.peer, now_ns());
 }
 
 void Engine::make_ready(Lane& lane) {
@@ -239,6 +240,8 @@ bool Engine::poll_nics() {
   }
   if (orphans_due_) [[unlikely]]
     resolve_all_orphans();
+  if (questions_due_) [[unlikely]]
+    ask_questions();
   return any;
 }
 
@@ -297,8 +300,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
 void Engine::stop_lane(Lane& lane, Failure failure) {
   if (lane.phase == Lane::Phase::kFinished) return;
   if (!lane.stopping) {
-    lane.stopping = true;
-    lane.failure = std::move(failure);
+    lane_failed(lane, std::move(failure));
     if (lane.in_ready_list) {
       std::erase(lane.is_short ? lane.peer->ready_short : lane.peer->ready, &lane);
       lane.in_ready_list = false;
@@ -348,8 +350,7 @@ void Engine::advance(Lane& lane) {
         continue;
       }
       if (!lane.stopping && !link.nic->info().completion_proves_landing) {
-        lane.stopping = true;
-        lane.failure = link.failure;
+        lane_failed(lane, link.failure);
       }
       if (!lane.stopping || link.remote_closed || !link.ever_up || peer.process_dead) {
         share.landed = true;
@@ -425,42 +426,6 @@ void Engine::landing_proven(Lane& lane) {
                                                  static_cast<uint32_t>(lane.transfer->immediate_id));
   for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = false;
   make_ready(lane);
-}
-
-void Engine::finish_lane(Lane& lane) {
-  lane.phase = Lane::Phase::kFinished;
-  lane.source.reset();
-  Peer& peer = *lane.peer;
-  Transfer& transfer = *lane.transfer;
-  peer.lanes.erase(lane);
-  if (lane.stopping) {
-    if (transfer.immediate_id >= 0 && peer.connected()) {
-      // The receiver counts on arrivals that will not come: tell it, so that its expectation ends now.
-      const auto id = static_cast<uint32_t>(transfer.immediate_id);
-      std::vector<std::byte> bytes(sizeof id);
-      std::memcpy(bytes.data(), &id, sizeof id);
-      const std::string text = lane.failure.message.substr(0, 400);
-      const auto* p = reinterpret_cast<const std::byte*>(text.data());
-      bytes.insert(bytes.end(), p, p + text.size());
-      send_record(peer, RecordType::kPoison, bytes);
-    }
-    if (transfer.first_failure.reason == Reason::kNone) transfer.first_failure = lane.failure;
-    transfer.any_may_still_land |= lane.may_still_land;
-  }
-  if (!peer.incoming_revokes.empty()) check_incoming_revokes(peer);
-  if (--transfer.lanes_left > 0) return;
-  const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
-  if (transfer.first_failure.reason == Reason::kNone) {
-    ++totals_.done;
-    transfer.finish(State::kDone);
-  } else if (transfer.cancelled && transfer.first_failure.reason == Reason::kCancelled) {
-    ++totals_.cancelled;
-    transfer.finish(State::kCancelled, transfer.first_failure, transfer.any_may_still_land);
-  } else {
-    ++totals_.failed;
-    transfer.finish(State::kFailed, transfer.first_failure, transfer.any_may_still_land);
-  }
-  active_.erase(transfer);
 }
 
 std::string Engine::link_name(const PeerLink& link) const {

@@ -132,6 +132,8 @@ void Engine::acknowledged(Peer& peer, uint64_t upto) {
     any = true;
   }
   if (any && !peer.unacked.empty()) send_due_records(peer, now_ns());
+  peer.acknowledged = std::max(peer.acknowledged, upto);
+  if (!peer.doubts.empty()) settle_doubts(peer, now_ns());
 }
 
 void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
@@ -313,13 +315,17 @@ void Engine::stop_send(SendOperation& send) {
   }
 }
 
+void Engine::send_credit(Peer& peer) {
+  std::byte body[8];
+  std::memcpy(body, &peer.message_bytes_taken_here, sizeof body);
+  send_record(peer, RecordType::kCredit, body);
+}
+
 void Engine::message_taken(Peer& peer, uint64_t bytes) {
   const auto lock = lock_driver();
   if (closed() || peer.ended()) return;
   peer.message_bytes_taken_here += bytes;
-  std::byte body[8];
-  std::memcpy(body, &peer.message_bytes_taken_here, sizeof body);
-  send_record(peer, RecordType::kCredit, body);
+  send_credit(peer);
 }
 
 }  // namespace railwire

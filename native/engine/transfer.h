@@ -6,6 +6,9 @@
 //   ready ----fill/post----> draining ----last WR back----> proving ----landed everywhere----> finished
 //     \____ failure or cancel: nothing more is posted ____/    \__ trailing immediates: ready again __/
 //
+// finished: nothing of it is under way. The transfer ends with its last lane, or a little later if that lane was
+// refused: whether its peer lives is then asked first (endings.cpp).
+//
 // proving: NICs whose completion does not prove landing get a flush on the link; a broken link needs the other side's
 // word that it has closed its half. Where that word cannot come (the peer is lost), the transfer says may_still_land.
 #pragma once
@@ -75,6 +78,8 @@ struct Lane {
   bool stopping = false;  // failed or cancelled: nothing more is posted
   bool may_still_land = false;
   Failure failure;
+  uint64_t question = 0;    // the peer's acknowledgement of this record shows that it lived after a refusal
+  int64_t doubt_until = 0;  // without it, the refusal is taken for what it says
 };
 
 class Transfer final : public Operation {
