@@ -170,6 +170,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // `silent`: not even messages pass between the two NICs.
   void link_down(PeerLink& link, Failure failure, bool tell_peer, bool silent = false);
   void pair_silent(PeerLink& link, Failure failure);
+  bool break_will_be_told(PeerLink& link);
   void peer_ended(Peer& peer, PeerState state, Failure failure);
   void release_links(Peer& peer);
   void tick(int64_t now);

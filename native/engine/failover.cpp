@@ -233,6 +233,7 @@ void Engine::link_up(PeerLink& link) {
   link.rebuild = PeerLink::Rebuild::kIdle;
   link.up = link.reachable = link.ever_up = true;
   link.failure = {};
+  link.broken_since = 0;
   link.up_since = link.last_progress = link.last_heard = now_ns();
   link.first_send_error = 0;
   link.send_errors = 0;

@@ -19,6 +19,7 @@ constexpr int64_t kLookEvery = 50 * kMillisecond;
 constexpr int64_t kDeathGrace = 50 * kMillisecond;       // what a dead process had sent is still taken in
 constexpr int64_t kSendErrorGrace = 300 * kMillisecond;  // of control messages, before they count as a broken link
 constexpr int64_t kSuspended = 1'000 * kMillisecond;     // a gap between ticks: it was we who were stopped
+constexpr int64_t kBreakGrace = 50 * kMillisecond;       // for the first WR of a broken link to say what broke it
 constexpr int kStallFactor = 4;                          // WRs that stand still this many liveness times break the link
 constexpr int kPingsPerLiveness = 5;
 
@@ -85,6 +86,18 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   }
   if (tell_peer) send_link_record(peer, link, RecordType::kLinkDown);
   orphans_due_ = true;
+}
+
+// Whoever finds a link broken only knows that. The WRs that come back know why: the first of them is the reason that
+// all get to see, so they are waited for. Not for ever: not everything that ends a queue pair ends its WRs.
+bool Engine::break_will_be_told(PeerLink& link) {
+  if (!link.nic->info().resumable || link.link->outstanding() == 0) return false;
+  const int64_t now = now_ns();
+  if (!link.broken_since) {
+    link.broken_since = now;
+    next_tick_ = std::min(next_tick_, now + kBreakGrace);
+  }
+  return now - link.broken_since < kBreakGrace;
 }
 
 // Nothing is heard any more between the two NICs, so no message can set things right there either.
@@ -245,7 +258,7 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
       try_rebuild(peer, link, now);
       continue;
     }
-    if (peer.connected() && link.nic->info().resumable && link.link->broken()) {
+    if (peer.connected() && link.nic->info().resumable && link.link->broken() && !break_will_be_told(link)) {
       link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while it was idle"}, true);
       continue;
     }
@@ -299,6 +312,7 @@ void Engine::tick(int64_t now) {
     for (const auto& link : peer->links) {
       if (!link->up && link->reachable && peer->connected()) next = std::min(next, now + 10 * kMillisecond);
       if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);
+      if (link->up && link->broken_since) next = std::min(next, now + 10 * kMillisecond);
     }
   }
   const auto revokes = revokes_;

@@ -59,8 +59,9 @@ struct PeerLink : WrContext {
   std::vector<LaneLink*> in_flush;
   std::vector<LaneLink*> want_confirmation;  // link broken: the peer's word is awaited
   bool flushing = false;
-  int64_t flush_due = 0;  // when want_flush is flushed even if nobody waits for it
-  Failure failure;        // why it is down
+  int64_t flush_due = 0;     // when want_flush is flushed even if nobody waits for it
+  int64_t broken_since = 0;  // seen to have broken, which a WR will soon tell more of; 0: not
+  Failure failure;           // why it is down
 
   // Failing over and being made anew (failover.cpp); only where the NIC is resumable.
   uint32_t generation = 0;      // how often the link has been made anew; both sides count alike

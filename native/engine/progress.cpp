@@ -145,7 +145,7 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
     count({link.stash.data(), taken});
     link.stash.erase(link.stash.begin(), link.stash.begin() + static_cast<ptrdiff_t>(taken));
     if (!link.stash.empty()) {
-      if (link.link->broken()) {
+      if (link.link->broken() && !break_will_be_told(link)) {
         link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
       }
       return taken > 0;
@@ -197,7 +197,7 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       if (lane.outstanding == 0) advance(lane);
     }
     if (taken < filled) {
-      if (link.link->broken()) {
+      if (link.link->broken() && !break_will_be_told(link)) {
         link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
       }
       break;
@@ -268,7 +268,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
       return;
     }
     Failure failure = link.failure;  // why the link went down, if it did
-    if (link.up || failure.reason == Reason::kNone) {
+    if (link.up || failure.reason == Reason::kNone || completion.status == Status::kRemoteAccess) {
       std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
       if (completion.provider_error) what += ": " + nics_[nic]->describe(completion.provider_error);
       failure = {reason_of(completion.status), lane.peer->id, link_name(link), what};

@@ -143,6 +143,61 @@ TEST_CASE("refused by a peer that lives: the transfer says so after about a roun
   }
 }
 
+TEST_CASE("refused by a peer that lives, over messages that get lost: still nobody takes it for dead") {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    SimulatedSettings settings = wire(seed % 2);
+    settings.seed = seed;
+    settings.message_loss_rate = 0.15;
+    settings.max_delay_us = 200;
+    TestFabric fabric(settings);
+    TestEngine a(fabric.name, "a", 2, 4 * kSecond), b(fabric.name, "b", 2, 4 * kSecond);
+    const auto [to_b, to_a] = join(a, b);
+    std::vector<std::byte> source(4096), target(4096);
+    const auto from = a.memory(source), into = b.memory(target);
+    const auto forged = b.keys(*into);
+    for (auto& key : forged->keys) key.rkey ^= 1;
+    for (int round = 0; round < 5; ++round) {
+      const auto wrong = a.write(to_b, from, 0, forged, 0, 1000, round % 2 ? 5 : -1);
+      REQUIRE(wrong->wait(10 * kSecond));
+      INFO(wrong->failure().message);
+      CHECK(wrong->failure().reason == Reason::kRemoteAccess);
+      CHECK_FALSE(wrong->may_still_land());
+    }
+    CHECK(to_b->connected());
+  }
+}
+
+TEST_CASE("the reason of a link that broke by a refusal is the refusal, whoever notices the break first") {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    SimulatedSettings settings = wire(true);
+    settings.seed = seed;
+    settings.max_delay_us = 100;
+    TestFabric fabric(settings);
+    TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
+    const auto [to_b, to_a] = join(a, b);
+    std::vector<std::byte> source(4096), target(4096);
+    const auto from = a.memory(source), into = b.memory(target);
+    const auto keys = b.keys(*into), forged = b.keys(*into);
+    for (auto& key : forged->keys) key.rkey ^= 1;
+    // Timers that run out all the time make the engine look at its links all the time; what comes back of this one is
+    // more than one look at the NIC brings.
+    std::vector<std::shared_ptr<Expectation>> timers;
+    for (int64_t i = 1; i < 200; ++i) timers.push_back(a.expect(1, 1, i * kMillisecond));
+    fabric.fabric->hold(true);
+    std::vector<std::shared_ptr<Transfer>> transfers;
+    for (size_t i = 0; i < 600; ++i) {
+      transfers.push_back(a.write(to_b, from, 0, i == 200 ? forged : keys, 0, 64, -1));
+    }
+    fabric.fabric->hold(false);
+    for (const auto& transfer : transfers) {
+      REQUIRE(transfer->wait(10 * kSecond));
+      INFO(transfer->failure().message);
+      CHECK(transfer->failure().reason != Reason::kLinkFailed);
+    }
+    CHECK(transfers[200]->failure().reason == Reason::kRemoteAccess);
+  }
+}
+
 TEST_CASE("refused by the NIC of a process that is silent: the peer is lost, within the liveness time") {
   for (const bool resumable : {false, true}) {
     CAPTURE(resumable);
