@@ -43,11 +43,20 @@ class Prefiller(Instance):
         nics: Sequence[Sequence[str]],
         fill: int = 1,
         ticket_timeout: float = 5.0,
+        queue_timeout: float = 30.0,
         **options: Any,
     ) -> None:
         super().__init__(layout, nics, fill, **options)
         self.senders = [
-            Sender(engine, layout, rank, self.regions[rank], instance_id=f"p{fill}", ticket_timeout=ticket_timeout)
+            Sender(
+                engine,
+                layout,
+                rank,
+                self.regions[rank],
+                instance_id=f"p{fill}",
+                ticket_timeout=ticket_timeout,
+                queue_timeout=queue_timeout,
+            )
             for rank, engine in enumerate(self.engines)
         ]
         self.descriptors = [sender.descriptor for sender in self.senders]

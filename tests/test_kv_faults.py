@@ -65,7 +65,17 @@ class Worker:
 
     def idle(self) -> bool:
         sender = self.prefiller.senders[0]
-        return sender.open_pushes == sender.open_tickets == 0
+        return sender.open_pushes == sender.open_tickets == sender.announced == 0
+
+
+@dataclass
+class Coming:
+    """A request that the decoder has announced, and has not asked for yet."""
+
+    worker: Worker
+    request_id: str
+    push: Push | None = None
+    src: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -109,6 +119,7 @@ class Faults(RuleBasedStateMachine):
         self.free = set(range(BLOCKS))
         self.workers = [self._worker(), self._worker()]
         self.jobs: list[Job] = []
+        self.coming: list[Coming] = []
         self.ids = 0
 
     def _worker(self) -> Worker:
@@ -150,6 +161,45 @@ class Faults(RuleBasedStateMachine):
             return
         job.src = [worker.free.pop() for _ in range(count)]
         job.push = worker.prefiller.open(job.ticket.request_id, job.tokens, job.src)[0]
+
+    @rule(pick=st.integers(0, 999))
+    def prefill_is_queued(self, pick: int) -> None:
+        """It will be begun, or refused at the end."""
+        job = choose(pick, self._unbegun())
+        if job is not None:
+            job.worker.prefiller.senders[0].expect(job.ticket.request_id)
+
+    @rule(which=st.integers(0, 1), tokens=st.integers(1, 12), begun=st.booleans())
+    def decoder_announces(self, which: int, tokens: int, begun: bool) -> None:
+        worker, count = self.workers[which], -(-tokens // BLOCK_TOKENS)
+        if len(worker.free) < count or len(self.coming) >= 4 or not worker.alive:
+            return
+        self.ids += 1
+        coming = Coming(worker, f"r{self.ids}")
+        try:
+            receiver = self.decoder.receivers[0]
+            receiver.announce(receiver.connect(worker.prefiller.descriptors, timeout=LIVENESS), coming.request_id)
+        except RailwireError:
+            return
+        if begun:
+            coming.src = [worker.free.pop() for _ in range(count)]
+            coming.push = worker.prefiller.open(coming.request_id, tokens, coming.src)[0]
+        self.coming.append(coming)
+
+    @rule(pick=st.integers(0, 999))
+    def decoder_declines(self, pick: int) -> None:
+        if self.coming:
+            self._declines(self.coming[pick % len(self.coming)])
+
+    def _declines(self, coming: Coming) -> None:
+        receiver = self.decoder.receivers[0]
+        with receiver.lock:
+            links = list(receiver._links.values())
+        for link in links:  # what is not connected has been forgotten there, or is about to be
+            if link.instance == coming.worker.prefiller.senders[0].instance_id:
+                receiver.decline(link, coming.request_id)
+        if coming.push is None:
+            self.coming.remove(coming)
 
     @rule(pick=st.integers(0, 999), share=st.floats(0, 1), layers=st.sampled_from([[0], [0, 1]]))
     def computed(self, pick: int, share: float, layers: list[int]) -> None:
@@ -258,9 +308,16 @@ class Faults(RuleBasedStateMachine):
             return
         for job in list(self.jobs):
             self._take_back(job)
+        for coming in list(self.coming):
+            self._take_back_announced(coming)
         for block in self.free:
             for page in pages_of(self.decoder, block):
                 assert (page == UNTOUCHED).all(), f"block {block} was given back, and written"
+
+    def _take_back_announced(self, coming: Coming) -> None:
+        if coming.push is not None and coming.push.done.done():
+            coming.worker.free.update(coming.src)
+            self.coming.remove(coming)
 
     def _take_back(self, job: Job) -> None:
         if job.ticket.reusable.done() and not job.given_back:
@@ -278,12 +335,17 @@ class Faults(RuleBasedStateMachine):
             job.source_back = True
         if job.given_back and (job.source_back or job.push is None):
             self.jobs.remove(job)
+            if job.push is None:  # whoever has it in a queue takes it out
+                job.worker.prefiller.senders[0].refuse(job.ticket.request_id, "its ticket has ended")
 
     def _gone(self, worker: Worker) -> None:
         """A worker's process has ended: its pages went with it."""
         for job in self.jobs:
             if job.worker is worker and not job.source_back and job.push is not None:
                 job.push.abort("gone")
+        for coming in self.coming:
+            if coming.worker is worker and coming.push is not None:
+                coming.push.abort("gone")
         worker.gone = True
         worker.prefiller.close()
 
@@ -299,7 +361,14 @@ class Faults(RuleBasedStateMachine):
                     job.worker.prefiller.senders[0].refuse(job.ticket.request_id, "the end")
                 else:
                     job.push.abort("the end")
-            self._until(lambda: not self.jobs, "every ticket and push ends")
+            for coming in list(self.coming):
+                if coming.worker.alive:
+                    self._declines(coming)
+                elif coming.push is not None:
+                    coming.push.abort("the end")
+                else:
+                    self.coming.remove(coming)
+            self._until(lambda: not self.jobs and not self.coming, "every ticket and push ends")
             self._until(self.decoder.idle, "every slot comes back")
             assert self.free == set(range(BLOCKS))
             for worker in self.workers:

@@ -48,7 +48,7 @@ Device = _option("cpu", "--device", "cpu or cuda:N: which NICs are near.")
 Liveness = _option(5.0, "--liveness", "Seconds of silence after which the other side counts as dead.", min=0.05)
 Secret = _option("", "--secret", "Shared by all workers; better by RAILWIRE_SECRET than by flag.", show_default=False)
 TicketTimeout = _option(
-    None, "--ticket-timeout", "Seconds that a request waits for its tickets, and they for it; 30, vllm: 480.", min=0.1
+    30.0, "--ticket-timeout", "Seconds to wait for what the other side of a transfer has not announced.", min=0.1
 )
 BlockTimeout = _option(20.0, "--block-timeout", "Seconds that a request waits for free KV blocks.", min=0.1)
 MaxWaiting = _option(256, "--max-waiting", "Requests that may wait; more are turned away.", min=0)
@@ -113,7 +113,7 @@ def prefill(
     device: str = Device,
     liveness: float = Liveness,
     secret: str = Secret,
-    ticket_timeout: float | None = TicketTimeout,
+    ticket_timeout: float = TicketTimeout,
     block_timeout: float = BlockTimeout,
     max_waiting: int = MaxWaiting,
     chunk: int = _option(256, "--chunk", "Tokens computed at a time.", min=1),
@@ -140,6 +140,7 @@ def decode(
     device: str = Device,
     liveness: float = Liveness,
     secret: str = Secret,
+    ticket_timeout: float = TicketTimeout,
     block_timeout: float = BlockTimeout,
     max_waiting: int = MaxWaiting,
     max_batch: int = _option(32, "--max-batch", "Sequences per decode step.", min=1),

@@ -20,7 +20,14 @@ log = logging.getLogger("railwire.kvcache")
 
 Handler = Callable[["Peer", Any], None]
 
-_FOR_SENDER = (messages.Hello, messages.Request, messages.Blocks, messages.Cancel, messages.Decline)
+_FOR_SENDER = (
+    messages.Hello,
+    messages.Coming,
+    messages.Request,
+    messages.Blocks,
+    messages.Cancel,
+    messages.Decline,
+)
 
 
 class Channel:

@@ -33,6 +33,12 @@ class Deadline:
             log.exception("railwire: exception at a deadline")
 
 
+def cancel(deadline: Deadline | None) -> None:
+    """As ``deadline.cancel()``, where there may be none."""
+    if deadline is not None:
+        deadline.cancel()
+
+
 class Deadlines:
     """Calls run one after the other, on a daemon thread that lives until :meth:`close`."""
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from railwire.errors import DescriptorError, RailwireError
 from railwire.kvcache import messages
+from railwire.kvcache.deadlines import Deadline, cancel
 from railwire.kvcache.slots import BASE
 from railwire.memory import Pages, RemoteRegion
 
 if TYPE_CHECKING:
-    from railwire.kvcache.deadlines import Deadline
     from railwire.kvcache.layout import RankLayout
     from railwire.kvcache.plan import RankPlan, Step
     from railwire.kvcache.push import Push
@@ -80,6 +80,7 @@ class Delivery:
         self._indices_of: npt.NDArray[np.int64] | None = None
         self._layers_left = set(destination.plan.steps) if request.first_token < request.num_tokens else set()
         self._tail_left = self.tail_region is not None
+        self._accepted = False
         self.under_way: set[Transfer] = set()
         """Posted and not ended: NICs may still read their source."""
         self.add_blocks(request.blocks)
@@ -104,6 +105,13 @@ class Delivery:
             self._table = np.concatenate([self._table, tail])
             self._received = []
         return before > 0 and self._missing == 0
+
+    def accept(self) -> None:
+        """The request is here, queued or open: the receiver, told so once, need not wonder any more."""
+        cancel(self.deadline)
+        if not self._accepted:
+            self._accepted = True
+            self.sender.channel.send(self.destination.peer, messages.Accepted(self.request.ticket))
 
     # ---- posting -----------------------------------------------------------------------------------------------------
     def advance(self, layer: int, end_token: int, table: npt.NDArray[np.int64]) -> None:
@@ -215,8 +223,7 @@ class Delivery:
         self.state = "stopping"
         self.reason = reason
         self.by_receiver = by_receiver
-        if self.deadline is not None:
-            self.deadline.cancel()
+        cancel(self.deadline)
         for transfer in list(self.under_way):
             transfer.cancel()
         self.settle()

@@ -1,23 +1,26 @@
 """What the two ends of a KV-cache transfer say to each other, over the engine's messages.
 
-Receiver (decode) to sender (prefill): ``Hello``, ``Request``, ``Blocks``, ``Cancel``, ``Decline``. Sender to receiver:
-``Welcome``, ``Refused``, ``Ended``, ``Sums``. The engine delivers messages between two incarnations in order and once.
+Receiver (decode) to sender (prefill): ``Hello``, ``Coming``, ``Request``, ``Blocks``, ``Cancel``, ``Decline``.
+Sender to receiver: ``Welcome``, ``Refused``, ``Accepted``, ``Ended``, ``Sums``. The engine delivers messages between
+two incarnations in order and once.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import Annotated
 
 import msgspec
 
 from railwire.errors import DescriptorError
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"RWKV"
 MAX_LAYOUT_BYTES = 8 << 20
 BLOCKS_PER_MESSAGE = 12_000  # of 4 bytes each: a message has at most 60 KiB
 SUMS_PER_MESSAGE = 6_000  # of 8 bytes each
 MAX_REASON = 2_000
+MAX_NAME = 1_000  # characters of a request's name in ``Coming``: the prefiller remembers many
 CANCELLED = "cancelled"  # the reason of an end that the receiver has asked for
 
 
@@ -42,6 +45,13 @@ class Refused(msgspec.Struct, tag="refused", frozen=True, array_like=True):
 
     digest: bytes
     reason: str
+
+
+class Coming(msgspec.Struct, tag="coming", frozen=True, array_like=True):
+    """The receiver will ask for this request, as soon as it has room for it: a ticket or ``Decline`` follows, or this
+    connection ends."""
+
+    request_id: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 
 
 class Request(msgspec.Struct, tag="request", frozen=True, array_like=True):
@@ -86,6 +96,13 @@ class Decline(msgspec.Struct, tag="decline", frozen=True, array_like=True):
     reason: str
 
 
+class Accepted(msgspec.Struct, tag="accepted", frozen=True, array_like=True):
+    """The sender has the request of this ticket, in its queue or under way: the ticket ends with its pages or with
+    ``Ended``, however long that takes."""
+
+    ticket: int
+
+
 class Ended(msgspec.Struct, tag="ended", frozen=True, array_like=True):
     """Nothing of this ticket is under way any more, and nothing of it will land. The negative completion of a ticket
     that failed, and the answer to ``Cancel``."""
@@ -102,7 +119,7 @@ class Sums(msgspec.Struct, tag="sums", frozen=True, array_like=True):
     sums: bytes
 
 
-Message = Hello | Welcome | Refused | Request | Blocks | Cancel | Decline | Ended | Sums
+Message = Hello | Welcome | Refused | Coming | Request | Blocks | Cancel | Decline | Accepted | Ended | Sums
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire.errors import RailwireError
+from railwire.kvcache.deadlines import Deadline, cancel
 from railwire.kvcache.errors import PushAborted, PushCancelled, PushError
 from railwire.kvcache.outcome import Outcome
 
 if TYPE_CHECKING:
-    from railwire.kvcache.deadlines import Deadline
     from railwire.kvcache.delivery import Delivery
     from railwire.kvcache.sender import Sender
     from railwire.memory import MemoryRegion, RegionSlice
@@ -196,12 +196,12 @@ class Push:
         if self.done.done() or self._error is not None:
             delivery.stop(str(self._error or "the request has ended"))
             return
-        if self.deadline is not None:
-            self.deadline.cancel()
+        cancel(self.deadline)
+        delivery.accept()
         delivery.push = self
         self.deliveries.append(delivery)
         self._expected = max(self._expected, delivery.request.destinations)
-        if len(self.deliveries) < self._expected and self.deadline is None:
+        if len(self.deliveries) < self._expected:
             seconds = self._sender.ticket_timeout
             self.deadline = self._sender.clock.after(seconds, lambda: self._incomplete(seconds))
         for layer, end_token in self._ready.items():
@@ -227,8 +227,7 @@ class Push:
             return
         if self._error is None and (not self.deliveries or len(self.deliveries) < self._expected):
             return  # tickets are still to come
-        if self.deadline is not None:
-            self.deadline.cancel()
+        cancel(self.deadline)
         self._sender.forget_push(self)
         if self._error is not None:
             self.done._fail(self._error)

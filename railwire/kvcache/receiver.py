@@ -213,6 +213,7 @@ class Receiver:
         tail: RegionSlice | None = None,
         checksum: bool = False,
         timeout: float = 120.0,
+        answer_timeout: float = 30.0,
     ) -> Ticket:
         """Asks a prefill instance for the KV of a request; the ticket ends when all of it is here.
 
@@ -224,7 +225,9 @@ class Receiver:
             first_token: the first one wanted, where a prefix is here already; a multiple of ``link.unit_tokens``.
             tail: memory for what the prefiller sends besides (last hidden state, logits); one arrival more.
             checksum: have every page verified before the ticket ends.
-            timeout: seconds until the ticket fails by itself.
+            timeout: seconds until the ticket fails by itself, queues included; ``math.inf``: it does not. It still ends
+                when the prefiller says so, or is lost, or stays silent.
+            answer_timeout: seconds for all prefill ranks to say that the request is there, in their queue or under way.
 
         Raises:
             ValueError: blocks that are not ours, doubled, or too few.
@@ -242,6 +245,8 @@ class Receiver:
             raise ValueError(f"first_token {first_token} is no multiple of {link.unit_tokens}, the unit of transfer")
         if not timeout > 0:
             raise ValueError(f"timeout must be positive, not {timeout}")
+        if not answer_timeout > 0:
+            raise ValueError(f"answer_timeout must be positive, not {answer_timeout}")
         needed = -(-num_tokens // self.layout.block_tokens)
         if len(blocks) < needed:
             raise ValueError(
@@ -259,8 +264,21 @@ class Receiver:
             if not link.connected:
                 raise PeerLostError(f"prefill instance {link.instance} is lost: connect() again", reason="peer_lost")
             ticket = Ticket(self, next(self._ids), link, request_id, wanted, first_block, first_token, num_tokens)
-            ticket.start(tail, checksum, timeout)
+            ticket.start(tail, checksum, timeout, answer_timeout)
             return ticket
+
+    def announce(self, link: Link, request_id: str) -> None:
+        """Tells a prefill instance that we will ask for this request once there is room for it: its push then waits for
+        us for its ``queue_timeout``, and no longer than this connection lasts, instead of for its ``ticket_timeout``.
+        :meth:`prepare` or :meth:`decline` must follow. Returns at once; a lost instance is no error.
+
+        Raises:
+            ValueError: a name of more than 1,000 characters.
+        """
+        if len(request_id) > messages.MAX_NAME:
+            raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
+        for source in link.sources:
+            self.channel.send(source.peer, messages.Coming(request_id))
 
     def decline(self, link: Link, request_id: str, reason: str = "the decoder does not need it") -> None:
         """Tells a prefill instance that no ticket will come for this request, so that it lets go of the source pages
@@ -304,7 +322,9 @@ class Receiver:
             ticket = self.tickets.get(message.ticket)
             if ticket is None:
                 return  # it has ended: an answer that crossed with ours
-            if isinstance(message, messages.Ended):
+            if isinstance(message, messages.Accepted):
+                ticket.on_accepted(peer)
+            elif isinstance(message, messages.Ended):
                 ticket.on_ended(peer, message.reason[: messages.MAX_REASON])
             elif isinstance(message, messages.Sums):
                 ticket.on_sums(peer, message)

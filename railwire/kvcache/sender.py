@@ -12,8 +12,9 @@ import msgspec
 
 from railwire.errors import DescriptorError, RailwireError
 from railwire.kvcache import messages
+from railwire.kvcache.announced import Announced
 from railwire.kvcache.channel import channel_of
-from railwire.kvcache.deadlines import Deadline, Deadlines
+from railwire.kvcache.deadlines import Deadlines, cancel
 from railwire.kvcache.delivery import Delivery, Destination
 from railwire.kvcache.descriptor import RankDescriptor
 from railwire.kvcache.errors import PushError
@@ -42,7 +43,10 @@ class Sender:
         regions: registered memory in the order in which the layout counts it.
         instance_id: the same for all ranks of the instance, and new for each of its lives; random if None (right for
             an instance of one rank).
-        ticket_timeout: seconds that a ticket waits for its request, and a request for its tickets.
+        ticket_timeout: seconds that a ticket waits for a request of which nothing is known here, see :meth:`expect`,
+            and an open request for its tickets, if no decoder has announced itself for it, see ``receiver.announce()``.
+        queue_timeout: the same of an open request for which a decoder has announced itself: in its queue it may depend
+            on blocks that requests in our own queue need, and these on those that are held here.
 
     Raises:
         LayoutError: regions that are not what the layout says.
@@ -57,6 +61,7 @@ class Sender:
         *,
         instance_id: str | None = None,
         ticket_timeout: float = 30.0,
+        queue_timeout: float = 480.0,
     ) -> None:
         if not 0 <= rank < len(instance.ranks):
             raise LayoutError(f"rank {rank} of an instance of {len(instance.ranks)} ranks")
@@ -68,6 +73,7 @@ class Sender:
         self.regions = tuple(regions)
         self.instance_id = instance_id or secrets.token_hex(8)
         self.ticket_timeout = ticket_timeout
+        self.queue_timeout = queue_timeout
         self.lock = threading.RLock()
         self.channel = channel_of(engine)
         self.clock = Deadlines("railwire-kv-sender")
@@ -78,6 +84,7 @@ class Sender:
         self._deliveries: dict[tuple[int, int], Delivery] = {}
         self._unmatched: dict[str, list[Delivery]] = {}
         self._pushes: dict[str, Push] = {}
+        self._announced = Announced()
         self._aborted: OrderedDict[str, str] = OrderedDict()
         self._declined: OrderedDict[str, str] = OrderedDict()
         if self.channel.sender is not None:
@@ -90,6 +97,18 @@ class Sender:
         return bytes(RankDescriptor(self.instance_id, self.rank, self.engine.address, self.instance))
 
     # ---- requests ----------------------------------------------------------------------------------------------------
+    def expect(self, request_id: str) -> None:
+        """The request stands in this instance's queue: tickets for it, those that have come and those to come, wait
+        until it is opened or refused, however long that takes, and their decoders are told so. One of the two must
+        follow. Nothing, if it is open already, or the sender is closed."""
+        with self.lock:
+            if self.closed or request_id in self._pushes:
+                return
+            self._announced.queue(request_id)
+            self._aborted.pop(request_id, None)  # another life of this name
+            for delivery in self._unmatched.get(request_id, ()):
+                delivery.accept()
+
     def open(self, request_id: str, num_tokens: int) -> Push:
         """Begins the push of a request, before or after its tickets have come.
 
@@ -109,13 +128,14 @@ class Sender:
             push = Push(self, request_id, num_tokens)
             self._pushes[request_id] = push
             self._aborted.pop(request_id, None)
+            self._announced.unqueue(request_id)
             for delivery in self._unmatched.pop(request_id, []):
                 self._attach(delivery, push)
             declined = self._declined.pop(request_id, None)
             if declined is not None:
                 push.decline(declined)
             elif not push.deliveries:
-                push.deadline = self.clock.after(self.ticket_timeout, lambda: self._nobody_asked(push))
+                self._await_decoder(push)
             return push
 
     def layer_ready(self, layer: int, items: Iterable[tuple[Push, int]]) -> None:
@@ -138,6 +158,7 @@ class Sender:
                 push.abort(reason)
                 return
             self.remember_abort(request_id, reason)
+            self._announced.over(request_id)
             for delivery in self._unmatched.pop(request_id, []):
                 delivery.stop(reason)
 
@@ -151,6 +172,13 @@ class Sender:
         with self.lock:
             return len(self._deliveries)
 
+    @property
+    def announced(self) -> int:
+        """What is known to come: requests that are expected, and decoders that have announced themselves, one for each
+        rank and request."""
+        with self.lock:
+            return len(self._announced)
+
     def close(self, timeout: float = 10.0) -> None:
         """Aborts what is under way, and waits until it has drained, at most ``timeout`` seconds."""
         with self.lock:
@@ -160,6 +188,7 @@ class Sender:
             pushes = list(self._pushes.values())
             waiting = [delivery for group in self._unmatched.values() for delivery in group]
             self._unmatched.clear()
+            self._announced.clear()
         for push in pushes:
             push.abort("the prefiller is closing")
         with self.lock:
@@ -181,10 +210,37 @@ class Sender:
         while len(self._aborted) > _REMEMBERED:
             self._aborted.popitem(last=False)
 
-    def _on_decline(self, request_id: str, reason: str) -> None:
+    def _await_decoder(self, push: Push) -> None:
+        """Of a push without tickets: from now on, as long as what is known of decoders says."""
+        seconds = self.queue_timeout if self._announced.anybody(push.request_id) else self.ticket_timeout
+        cancel(push.deadline)
+        push.deadline = self.clock.after(seconds, lambda: self._nobody_asked(push, seconds))
+
+    def _nobody_comes(self, push: Push, reason: str) -> None:
+        if not push.deliveries:
+            self.remember_abort(push.request_id, reason)  # a ticket that comes all the same is answered at once
+            push.decline(reason)
+
+    def _on_coming(self, peer: Peer, request_id: str) -> None:
+        if peer.id not in self._destinations:
+            raise DescriptorError("an announcement before the handshake")
+        if self.closed or request_id in self._aborted or request_id in self._declined:
+            return  # its ticket will be told
+        push = self._pushes.get(request_id)
+        tickets = self._unmatched.get(request_id, []) if push is None else push.deliveries
+        if tickets and (push is not None or any(ticket.destination.peer.id == peer.id for ticket in tickets)):
+            return  # late: what has come is not coming, and a push that has tickets waits for nobody else
+        first = not self._announced.anybody(request_id)
+        if self._announced.come(peer.id, request_id) and first and push is not None:
+            self._await_decoder(push)
+
+    def _on_decline(self, peer: Peer, request_id: str, reason: str) -> None:
+        self._announced.came(peer.id, request_id)
+        if self._announced.anybody(request_id):
+            return  # the word of one rank, or decoder; others are still coming
         push = self._pushes.get(request_id)
         if push is not None:
-            push.decline(reason)
+            self._nobody_comes(push, reason)
             return
         self._declined[request_id] = reason
         while len(self._declined) > _REMEMBERED:
@@ -193,6 +249,7 @@ class Sender:
     def forget_push(self, push: Push) -> None:
         if self._pushes.get(push.request_id) is push:
             del self._pushes[push.request_id]
+            self._announced.over(push.request_id)
 
     def forget_delivery(self, delivery: Delivery) -> None:
         self._deliveries.pop((delivery.destination.peer.id, delivery.request.ticket), None)
@@ -209,12 +266,14 @@ class Sender:
                 self._on_hello(peer, message)
             elif isinstance(message, messages.Request):
                 self._on_request(peer, message)
+            elif isinstance(message, messages.Coming):
+                self._on_coming(peer, message.request_id)
             elif isinstance(message, messages.Blocks):
                 delivery = self._deliveries.get((peer.id, message.ticket))
                 if delivery is not None and delivery.add_blocks(message.blocks):
                     self._match(delivery)
             elif isinstance(message, messages.Decline):
-                self._on_decline(message.request_id, message.reason[: messages.MAX_REASON])
+                self._on_decline(peer, message.request_id, message.reason[: messages.MAX_REASON])
             elif isinstance(message, messages.Cancel):
                 delivery = self._deliveries.get((peer.id, message.ticket))
                 if delivery is None:
@@ -258,6 +317,13 @@ class Sender:
             self.refused_tickets += 1
             raise DescriptorError(f"ticket {request.ticket} was presented twice")
         self._newest[peer.id] = request.ticket
+        announced = self._announced.came(peer.id, request.request_id)
+        self._take_ticket(peer, request)
+        push = self._pushes.get(request.request_id)
+        if announced and push is not None and not push.deliveries:
+            self._await_decoder(push)  # it was turned away, or is not whole yet: nobody need come again
+
+    def _take_ticket(self, peer: Peer, request: messages.Request) -> None:
         destination = self._destinations.get(peer.id)
         try:
             if self.closed:
@@ -284,6 +350,9 @@ class Sender:
             self._attach(delivery, push)
             return
         self._unmatched.setdefault(request.request_id, []).append(delivery)
+        if self._announced.queued(request.request_id):
+            delivery.accept()
+            return
         text = f"the prefiller got no request {request.request_id} within {self.ticket_timeout:g} s"
         delivery.deadline = self.clock.after(self.ticket_timeout, lambda: self._unmatched_too_long(delivery, text))
 
@@ -299,19 +368,18 @@ class Sender:
             if delivery.push is None:
                 delivery.stop(text)
 
-    def _nobody_asked(self, push: Push) -> None:
+    def _nobody_asked(self, push: Push, seconds: float) -> None:
         with self.lock:
             if not push.deliveries:
-                push.abort(f"no decoder has asked for it within {self.ticket_timeout:g} s")
+                push.abort(f"no decoder has asked for it within {seconds:g} s")
 
     def _on_peer_lost(self, peer: Peer, reason: str) -> None:
         with self.lock:
             self._destinations.pop(peer.id, None)
             self._newest.pop(peer.id, None)
+            for request_id in self._announced.lost(peer.id):
+                push = self._pushes.get(request_id)
+                if push is not None:
+                    self._nobody_comes(push, f"decoder {peer.name}, which was coming for it, is lost: {reason}")
             for delivery in [d for (peer_id, _), d in self._deliveries.items() if peer_id == peer.id]:
                 delivery.stop(f"decoder {peer.name} is lost: {reason}", by_receiver=True)
-
-
-def cancel(deadline: Deadline | None) -> None:
-    if deadline is not None:
-        deadline.cancel()

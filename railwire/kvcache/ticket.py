@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from railwire.errors import DescriptorError, RailwireError
 from railwire.kvcache import messages
+from railwire.kvcache.deadlines import Deadline, cancel
 from railwire.kvcache.errors import ChecksumMismatch, TicketCancelled, TicketError, TicketFailed
 from railwire.kvcache.outcome import Outcome
 
@@ -73,9 +74,11 @@ class Ticket(Outcome[Arrival]):
         self._sums: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self._sums_missing: dict[int, int] = {}
         self._landed = False
+        self._silent = {source.peer.id: source for source in link.sources}  # have not said that the request is there
+        self._silence: Deadline | None = None
 
     # ---- called under the receiver's lock ----------------------------------------------------------------------------
-    def start(self, tail: RegionSlice | None, checksum: bool, timeout: float) -> None:
+    def start(self, tail: RegionSlice | None, checksum: bool, timeout: float, answer_timeout: float) -> None:
         """Sends itself. What fails here fails the ticket."""
         receiver = self._receiver
         receiver.tickets[self.id] = self
@@ -105,11 +108,19 @@ class Ticket(Outcome[Arrival]):
                 for begin in range(step, len(data), step):
                     receiver.channel.send(source.peer, messages.Blocks(self.id, data[begin : begin + step]))
             self._expectation.add_done_callback(self._on_expectation)
+            self._silence = receiver.clock.after(answer_timeout, lambda: self._too_silent(answer_timeout))
         except RailwireError as error:
             self._drain(self._failed(str(error)))
 
     def waits_for(self, peer: Peer) -> bool:
         return self.state == "draining" and peer.id in self._busy
+
+    def on_accepted(self, peer: Peer) -> None:
+        """The request is there, in a queue or under way. With the word of all ranks it is a question of their lives,
+        not of time."""
+        self._silent.pop(peer.id, None)
+        if not self._silent:
+            cancel(self._silence)
 
     def on_ended(self, peer: Peer, reason: str) -> None:
         """This source rank writes no more."""
@@ -179,6 +190,12 @@ class Ticket(Outcome[Arrival]):
         with self._receiver.lock:
             if self.state == "open":
                 self._drain(self._failed(f"all pages are here, but no checksums after {seconds:g} s more"))
+
+    def _too_silent(self, seconds: float) -> None:
+        with self._receiver.lock:
+            if self.state == "open" and self._silent and not self._landed:
+                names = ", ".join(source.peer.name for source in self._silent.values())
+                self._drain(self._failed(f"prefiller {names} did not say within {seconds:g} s that it has the request"))
 
     def _arrived(self) -> None:
         if self._checksum:
@@ -250,6 +267,7 @@ class Ticket(Outcome[Arrival]):
     def _release(self) -> None:
         receiver = self._receiver
         receiver.tickets.pop(self.id, None)
+        cancel(self._silence)
         if not receiver.engine.closed:
             receiver.engine.counter(self.imm).reset()
         receiver.slots.give_back(self.imm)

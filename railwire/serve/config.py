@@ -50,8 +50,8 @@ class WorkerConfig(ListenConfig):
         max_batch: sequences that a decode worker advances at a time.
         max_waiting: requests that may wait, more are turned away.
         block_timeout: seconds that a request waits for free blocks.
-        ticket_timeout: seconds that a request waits for its tickets, and a ticket for its request; None: 30, or what
-            the vLLM connector has for a default.
+        ticket_timeout: seconds that is waited for what the other side has not announced: a request for its tickets, a
+            ticket for its request, a decoder for the prefiller's word that it has the request.
         checksum: have the decoder verify every page.
     """
 
@@ -67,7 +67,7 @@ class WorkerConfig(ListenConfig):
     max_batch: int = 32
     max_waiting: int = 256
     block_timeout: float = 20.0
-    ticket_timeout: float | None = None
+    ticket_timeout: float = 30.0
     checksum: bool = False
 
 

@@ -32,19 +32,15 @@ def open_engines(config: WorkerConfig, runner: Runner, role: str) -> list[tuple[
     return ranks
 
 
-_TICKET_SECONDS = 30.0
-
-
 class SenderRanks:
     """Opens the push of a request on every rank."""
 
     def __init__(self, config: WorkerConfig, runner: Runner, instance_id: str) -> None:
         layout = runner.layout()
         opened = open_engines(config, runner, "prefill")
-        patience = _TICKET_SECONDS if config.ticket_timeout is None else config.ticket_timeout
         self.engines = [engine for engine, _ in opened]
         self.senders = [
-            Sender(engine, layout, rank, regions, instance_id=instance_id, ticket_timeout=patience)
+            Sender(engine, layout, rank, regions, instance_id=instance_id, ticket_timeout=config.ticket_timeout)
             for rank, (engine, regions) in enumerate(opened)
         ]
         self.layers = [{storage.layer for storage in rank.layers} for rank in layout.ranks]
@@ -138,6 +134,7 @@ class ReceiverRanks:
         self.engines = [engine for engine, _ in opened]
         self.receivers = [Receiver(engine, layout, rank, regions) for rank, (engine, regions) in enumerate(opened)]
         self._checksum = config.checksum
+        self._answer_timeout = config.ticket_timeout
 
     async def connect(self, descriptors: Sequence[bytes], timeout: float) -> list[Link]:
         return list(await asyncio.gather(*(r.connect_async(descriptors, timeout) for r in self.receivers)))
@@ -162,6 +159,7 @@ class ReceiverRanks:
                     first_token=first_token,
                     checksum=self._checksum,
                     timeout=timeout,
+                    answer_timeout=self._answer_timeout,
                 )
                 tickets.append(ticket)
         except BaseException:

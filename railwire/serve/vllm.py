@@ -47,14 +47,13 @@ def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int,
     extra: dict[str, Any] = {
         "nics": list(config.nics),
         "liveness": config.liveness,
+        "ticket_timeout": config.ticket_timeout,
         "checksum": config.checksum,
         "membership": config.membership,
         "url": config.advertise or own_url(config.host, port),
         "ttl": config.ttl,
         "drain_file": drain_file,
     }
-    if config.ticket_timeout is not None:
-        extra["ticket_timeout"] = config.ticket_timeout
     transfer = {
         "kv_connector": "RailwireConnector",
         "kv_connector_module_path": "railwire.integrations.vllm",

@@ -7,6 +7,7 @@ canary. KV is a function of layer, position and token, so wrong bytes are seen w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +69,10 @@ class Engine:
         kernel_blocks: int = 1,
         chunk: int = 8,
         patience: float = 10.0,
+        queue_timeout: float = 30.0,
+        transfer_timeout: float = math.inf,
     ) -> None:
+        """``patience``: for what nobody has announced, on either side."""
         self.chunk = chunk
         self.num_blocks = num_blocks
         self.engine = TransferEngine(nics=nics, liveness=0.5, name=role)
@@ -84,12 +88,14 @@ class Engine:
         self.receiving: Receiving | None = None
         descriptor = b""
         if role == "prefill":
-            sender = Sender(self.engine, self.instance, 0, [region], ticket_timeout=patience)
+            sender = Sender(
+                self.engine, self.instance, 0, [region], ticket_timeout=patience, queue_timeout=queue_timeout
+            )
             self.sending = Sending(sender, CpuClock(self.stats), kernel_blocks, self.stats, 0.5, "")
             descriptor = sender.descriptor
         else:
             receiver = Receiver(self.engine, self.instance, 0, [region], drain_timeout=0.5)
-            self.receiving = Receiving(receiver, kernel_blocks, self.stats, False, 2 * patience)
+            self.receiving = Receiving(receiver, kernel_blocks, self.stats, False, patience, transfer_timeout)
         self.half.set_handshakes({(0, 0): Handshake(descriptor, "i", "m", "", BLOCK, num_blocks)})
         self.descriptor = descriptor
         self.requests: dict[str, Req] = {}
@@ -328,11 +334,12 @@ class Engine:
             return False
         if self.sending is not None:
             sender = self.sending.sender
-            return self.sending.open_requests == 0 and sender.open_pushes == 0 and sender.open_tickets == 0
+            return self.sending.open_requests == sender.open_pushes == sender.open_tickets == sender.announced == 0
         assert self.receiving is not None
         receiver = self.receiving.receiver
         return (
             self.receiving.open_requests == 0
+            and not self.receiving._announcing
             and receiver.open_tickets == 0
             and receiver.slots.free == receiver.slots.count
         )

@@ -236,7 +236,8 @@ def test_two_requests_with_one_name(make: Make) -> None:
 def test_random_schedules(make: Make, fabric: SimulatedFabric, seed: int, schedule: int) -> None:
     rng = random.Random(seed)
     prefillers = [
-        make("prefill", chunk=rng.choice([3, 4, 8]), num_blocks=rng.choice([9, 16]), patience=1.0) for _ in range(2)
+        make("prefill", chunk=rng.choice([3, 4, 8]), num_blocks=rng.choice([9, 16]), patience=1.0, queue_timeout=1.0)
+        for _ in range(2)
     ]
     decoders = [
         make("decode", num_blocks=rng.choice([9, 20]), kernel_blocks=rng.choice([1, 2]), patience=1.0) for _ in range(2)

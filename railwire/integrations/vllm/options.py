@@ -9,10 +9,6 @@ import msgspec
 
 from railwire.errors import ConfigurationError
 
-# A prefill may stand in its instance's queue behind many others, and is waited for so long; who dies is noticed by
-# liveness, much sooner. NixlConnector has the same bound.
-QUEUED_SECONDS = 480.0
-
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config`` of the RailwireConnector.
@@ -22,8 +18,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         secret: shared by all instances; peers that do not know it get nowhere. Default: the environment variable
             RAILWIRE_SECRET, which is better: everybody on the host can read a command line.
         liveness: seconds of silence after which the other side of a transfer counts as dead.
-        ticket_timeout: seconds that a prefill waits for a decoder to ask for it, and a ticket for its prefill.
-        transfer_timeout: seconds until a transfer fails by itself.
+        ticket_timeout: seconds that is waited for what the other side has not announced: a prefill for its decoder, a
+            ticket for its prefill, a decoder for the prefiller's word that it has the request. What stands in a queue
+            has been announced: a prefill's queue is waited for as long as both instances live, a decoder's ...
+        queue_timeout: ... for so many seconds at most, since the prefill holds its blocks meanwhile: instances whose
+            blocks are all held by requests in each other's queues would wait for ever.
+        transfer_timeout: seconds until a transfer fails by itself, the time in the prefiller's queue included. It
+            ends long before, with its pages, the prefiller's word, or the life of either side; this is for a prefiller
+            whose engine stands still while its process lives.
         checksum: have the decoder verify every page before it uses them.
         fingerprint: anything that tells instances with other weights apart (a revision, say); equal ones exchange KV.
         cpus: cores that the transfer engine's thread may run on; empty: all of the machine, not only those that vLLM
@@ -38,8 +40,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nics: tuple[str, ...] = ()
     secret: str = ""
     liveness: float = 5.0
-    ticket_timeout: float = QUEUED_SECONDS
-    transfer_timeout: float = QUEUED_SECONDS
+    ticket_timeout: float = 30.0
+    queue_timeout: float = 480.0
+    transfer_timeout: float = 3600.0
     checksum: bool = False
     fingerprint: str = ""
     cpus: tuple[int, ...] = ()
@@ -50,7 +53,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trace: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("liveness", "ticket_timeout", "transfer_timeout", "ttl"):
+        for name in ("liveness", "ticket_timeout", "queue_timeout", "transfer_timeout", "ttl"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive")
         if self.membership and not self.url.startswith(("http://", "https://")):

@@ -1,7 +1,10 @@
 """The decode side in a worker: tickets for the requests that wait for their KV.
 
-A request here: connecting (on a thread of the pool: handshakes never hold up a step) -> waiting (its ticket is out) ->
-quiet (nobody can write its pages any more) -> reported, once. A cancel at any of these only hastens the next.
+A request that stands in the scheduler's queue is announced to its prefiller; that is all, nothing is kept of it.
+
+A request that has been scheduled: connecting (on a thread of the pool: handshakes never hold up a step) -> waiting (its
+ticket is out) -> quiet (nobody can write its pages any more) -> reported, once. A cancel at any of these only hastens
+the next.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from vllm.logger import init_logger
 from railwire.errors import RailwireError
 from railwire.integrations.vllm.sending import expand
 from railwire.integrations.vllm.stats import RailwireStats
-from railwire.kvcache import Receiver, Ticket, TicketCancelled
+from railwire.kvcache import Link, Receiver, Ticket, TicketCancelled
 
 if TYPE_CHECKING:
-    from railwire.integrations.vllm.steps import Decline, Receive, Step
+    from railwire.integrations.vllm.options import Prefiller
+    from railwire.integrations.vllm.steps import Announce, Decline, Receive, Step
 
 log = init_logger("vllm.railwire")
 
 _CONNECTORS = 8  # handshakes at a time; known prefillers take none
+
+_Ranks = tuple[bytes, ...]
 
 
 class _Receiving:
@@ -35,23 +41,40 @@ class _Receiving:
 
 
 class Receiving:
-    """``begin`` and ``finished`` are called by vLLM's worker thread."""
+    """``begin`` and ``finished`` are called by vLLM's worker thread.
+
+    Args:
+        kernel_blocks: blocks of the tensors per block of the scheduler.
+        answer_timeout, timeout: seconds, of each ticket, see ``receiver.prepare()``.
+    """
 
     def __init__(
-        self, receiver: Receiver, kernel_blocks: int, stats: RailwireStats, checksum: bool, timeout: float
+        self,
+        receiver: Receiver,
+        kernel_blocks: int,
+        stats: RailwireStats,
+        checksum: bool,
+        answer_timeout: float,
+        timeout: float,
     ) -> None:
         self.receiver = receiver
         self.kernel_blocks = kernel_blocks
         self.stats = stats
         self.checksum = checksum
+        self.answer_timeout = answer_timeout
         self.timeout = timeout
         self._lock = threading.Lock()
         self._open: dict[str, _Receiving] = {}
         self._quiet: dict[str, BaseException | None] = {}
+        # By prefiller, transfer ids by request: to be announced when the handshake is done.
+        self._announcing: dict[_Ranks, dict[str, str]] = {}
         self._pool = ThreadPoolExecutor(_CONNECTORS, thread_name_prefix="railwire-connect")
 
     def begin(self, step: Step) -> None:
+        for request_id, announce in step.announces.items():
+            self._announce(request_id, announce)
         for wanted in step.receives:
+            self._not_queued(wanted.request_id, wanted.prefiller)
             receiving = _Receiving(wanted)
             with self._lock:
                 self._open[wanted.request_id] = receiving
@@ -59,8 +82,41 @@ class Receiving:
         for request_id, reason in step.cancels.items():
             self._cancel(request_id, reason)
         for decline in step.declines:
+            self._not_queued(decline.request_id, decline.prefiller)
             self._pool.submit(self._decline, decline)
 
+    # ---- announcements -----------------------------------------------------------------------------------------------
+    def _announce(self, request_id: str, announce: Announce) -> None:
+        ranks = announce.prefiller.ranks
+        with self._lock:
+            waiting = self._announcing.get(ranks)
+            if waiting is not None:
+                waiting[request_id] = announce.transfer_id
+                return
+            self._announcing[ranks] = {request_id: announce.transfer_id}
+        # One thread a prefiller: a queue full of requests for one that is dead must not hold up handshakes with others.
+        self._pool.submit(self._announce_all, ranks)
+
+    def _announce_all(self, ranks: _Ranks) -> None:
+        link: Link | None = None
+        try:
+            link = self.receiver.connect(ranks)
+        except (RailwireError, ValueError) as error:
+            # Their tickets will fail with the same; until then the prefiller waits as for any decoder.
+            log.info("railwire: requests cannot be announced: %s", error)
+        finally:
+            with self._lock:
+                waiting = self._announcing.pop(ranks)
+                if link is not None:
+                    for transfer_id in waiting.values():
+                        self.receiver.announce(link, transfer_id)
+
+    def _not_queued(self, request_id: str, prefiller: Prefiller) -> None:
+        """From here on there is no announcement any more: the prefiller must not get one after the ticket."""
+        with self._lock:
+            self._announcing.get(prefiller.ranks, {}).pop(request_id, None)
+
+    # ---- tickets -----------------------------------------------------------------------------------------------------
     def _fetch(self, receiving: _Receiving) -> None:
         wanted = receiving.wanted
         try:
@@ -78,6 +134,7 @@ class Receiving:
                     first_token=wanted.first_token,
                     checksum=self.checksum,
                     timeout=self.timeout,
+                    answer_timeout=self.answer_timeout,
                 )
         except (RailwireError, ValueError) as error:
             self._ended(receiving, error)  # no ticket went out: nobody knows these pages

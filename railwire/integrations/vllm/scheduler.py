@@ -6,6 +6,10 @@ is computed here like any other (decode leg), or not pushed (prefill leg).
 A request of the prefill leg: new -> opened (a step with it went to the workers) -> finished; its blocks are held from
 there until the workers report it sent, which they do exactly once. A request of the decode leg: new -> receiving
 (blocks allocated, WAITING_FOR_REMOTE_KVS) -> reported by the workers, exactly once, also after an abort.
+
+A request that stays new beyond the step it came in stands in a queue, and the other side is told: nobody has to guess
+how long the queue is. Each of these words is followed by another, whatever becomes of the request: a prefill that was
+expected is opened or refused, a decode leg that was announced receives or declines.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from vllm.v1.request import RequestStatus
 
 from railwire.integrations.vllm.layout import only_group
 from railwire.integrations.vllm.options import DecodeParams, Options, PrefillParams, decode_params, prefill_params
-from railwire.integrations.vllm.steps import Decline, Handshake, Receive, SendStep, Step
+from railwire.integrations.vllm.steps import Announce, Decline, Handshake, Receive, SendStep, Step
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -68,9 +72,11 @@ class SchedulerHalf:
             return
         if prefill is not None and count > 0:
             self._prefills[request.request_id] = _Prefill(request, prefill, count)
+            self._step.expects[request.request_id] = prefill.transfer_id
         # A prompt of one token has nothing to fetch, and a prefiller nothing to push.
         if decode is not None and count > 0:
             self._decodes[request.request_id] = decode
+            self._step.announces[request.request_id] = Announce(decode.transfer_id, decode.prefiller)
 
     @property
     def queued_tokens(self) -> int:
@@ -85,11 +91,11 @@ class SchedulerHalf:
         return (count, True) if count > 0 else (0, False)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external: int) -> None:
-        decode = self._decodes.pop(request.request_id, None)
+        decode = self._not_new(request.request_id)
         if decode is None:
             return
         if num_external <= 0:
-            self._decline(decode, "the decoder has all of it")
+            self._decline(request.request_id, decode, "the decoder has all of it")
             return
         count = len(request.prompt_token_ids or ()) - 1
         self._receiving.add(request.request_id)
@@ -104,8 +110,13 @@ class SchedulerHalf:
             )
         )
 
-    def _decline(self, decode: DecodeParams, reason: str) -> None:
-        self._step.declines.append(Decline(decode.transfer_id, decode.prefiller, reason))
+    def _not_new(self, request_id: str) -> DecodeParams | None:
+        """Takes a decode leg out of those that wait for blocks; None: it is none, or waits no more."""
+        self._step.announces.pop(request_id, None)  # what follows in the same step says more
+        return self._decodes.pop(request_id, None)
+
+    def _decline(self, request_id: str, decode: DecodeParams, reason: str) -> None:
+        self._step.declines.append(Decline(request_id, decode.transfer_id, decode.prefiller, reason))
 
     # ---- each step ---------------------------------------------------------------------------------------------------
     def build_step(self, output: SchedulerOutput) -> Step:
@@ -130,6 +141,7 @@ class SchedulerHalf:
                     request_id, prefill.params.transfer_id, prefill.num_tokens, blocks[prefill.named_blocks :], end
                 )
             )
+            step.expects.pop(request_id, None)  # it never stood in a queue
             prefill.opened, prefill.named_blocks, prefill.end_token = True, len(blocks), end
         return step
 
@@ -144,9 +156,9 @@ class SchedulerHalf:
     # ---- as requests end ---------------------------------------------------------------------------------------------
     def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
         request_id = request.request_id
-        decode = self._decodes.pop(request_id, None)
+        decode = self._not_new(request_id)
         if decode is not None:
-            self._decline(decode, "the request ended before it was scheduled")
+            self._decline(request_id, decode, "the request ended before it was scheduled")
         if request_id in self._receiving:
             self._step.cancels[request_id] = f"the request has ended ({request.status.name})"
         prefill = self._prefills.pop(request_id, None)
@@ -155,6 +167,7 @@ class SchedulerHalf:
         whole = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
         if not prefill.opened:
             reason = f"the prefiller did not compute it ({request.status.name})"
+            self._step.expects.pop(request_id, None)
             self._step.refusals[prefill.params.transfer_id] = reason
             return False, None
         if not whole or prefill.end_token < prefill.num_tokens:

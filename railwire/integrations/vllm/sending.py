@@ -79,6 +79,8 @@ class Sending:
         """Before the forward pass."""
         for transfer_id, reason in step.refusals.items():
             self.sender.refuse(transfer_id, reason)
+        for transfer_id in step.expects.values():  # after the refusals, which are of earlier requests
+            self.sender.expect(transfer_id)
         for request_id, reason in step.aborts.items():
             sending = self._open.get(request_id)
             if sending is not None and sending.push is not None:

@@ -34,9 +34,18 @@ class Receive:
 
 
 @dataclass
+class Announce:
+    """Tell the prefiller that this request stands in our queue: a Receive or a Decline follows in a later step."""
+
+    transfer_id: str
+    prefiller: Prefiller
+
+
+@dataclass
 class Decline:
     """Tell the prefiller that nobody will come for it."""
 
+    request_id: str
     transfer_id: str
     prefiller: Prefiller
     reason: str
@@ -44,12 +53,17 @@ class Decline:
 
 @dataclass
 class Step(KVConnectorMetadata):
-    """Everything of one step. Keys are vLLM's request ids, but of ``refusals``, whose are transfer ids."""
+    """Everything of one step. Keys are vLLM's request ids, but of ``refusals``, whose are transfer ids.
+
+    ``expects`` are transfer ids of prefills that have come into the queue and were not scheduled at once: a SendStep or
+    a refusal follows in a later step. ``announces`` are the same on the decode side."""
 
     preempted: list[str] = field(default_factory=list)
+    expects: dict[str, str] = field(default_factory=dict)
     sends: list[SendStep] = field(default_factory=list)
     aborts: dict[str, str] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    announces: dict[str, Announce] = field(default_factory=dict)
     receives: list[Receive] = field(default_factory=list)
     cancels: dict[str, str] = field(default_factory=dict)
     declines: list[Decline] = field(default_factory=list)
@@ -59,9 +73,11 @@ class Step(KVConnectorMetadata):
         """Whether there is anything in it."""
         return bool(
             self.preempted
+            or self.expects
             or self.sends
             or self.aborts
             or self.refusals
+            or self.announces
             or self.receives
             or self.cancels
             or self.declines

@@ -79,6 +79,7 @@ class WorkerHalf:
                 regions,
                 instance_id=instance_id,
                 ticket_timeout=options.ticket_timeout,
+                queue_timeout=options.queue_timeout,
             )
             descriptor = sender.descriptor
             with unbound(options.cpus):
@@ -94,7 +95,12 @@ class WorkerHalf:
         if self.receives:
             receiver = Receiver(self.engine, instance, rank, regions)
             self.receiving = Receiving(
-                receiver, caches.kernel_blocks, self.stats, options.checksum, options.transfer_timeout
+                receiver,
+                caches.kernel_blocks,
+                self.stats,
+                options.checksum,
+                options.ticket_timeout,
+                options.transfer_timeout,
             )
         layout = caches.layout
         self.handshake = Handshake(

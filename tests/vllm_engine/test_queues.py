@@ -1,0 +1,281 @@
+"""Requests that stand in a scheduler's queue for longer than anything is waited for that nobody has announced: both
+engines know, wait, and keep nothing when the request ends in the queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from contract import Engine
+from test_contract import OK, decode_leg, prefill_leg, prompt, quiet, run
+from vllm.v1.request import RequestStatus
+
+from railwire.integrations.vllm.options import Prefiller
+from railwire.integrations.vllm.steps import Announce, Step
+from railwire.testing import SimulatedFabric
+
+PATIENCE = 0.3
+QUEUED = 4 * PATIENCE
+Make = Callable[..., Engine]
+
+
+@pytest.fixture
+def fabric(seed: int) -> Iterator[SimulatedFabric]:
+    with SimulatedFabric(seed=seed, reorder=True, max_delay_us=300) as fabric:
+        yield fabric
+
+
+@pytest.fixture
+def make(fabric: SimulatedFabric) -> Iterator[Make]:
+    made: list[Engine] = []
+
+    def build(role: str, **options: Any) -> Engine:
+        engine = Engine(role, [fabric.nic(f"{role}{len(made)}")], **{"patience": PATIENCE, **options})
+        made.append(engine)
+        return engine
+
+    yield build
+    for engine in made:
+        engine.close()
+
+
+class Full:
+    """All blocks of an engine are taken: what comes stands in its queue until they are given back."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.blocks, engine.free = engine.free, []
+
+    def over(self) -> None:
+        self.engine.free += self.blocks
+
+
+def steps(engines: list[Engine], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    run(engines, lambda: time.monotonic() > end, seconds + 30.0)
+
+
+def announced(prefiller: Engine) -> int:
+    assert prefiller.sending is not None
+    return prefiller.sending.sender.announced
+
+
+@pytest.mark.parametrize("where", ["prefill", "decode", "both"])
+def test_a_queue_longer_than_the_time_out(make: Make, where: str) -> None:
+    engines = [make("prefill"), make("decode")]
+    prefiller, decoder = engines
+    full = [Full(engine) for engine in engines if where in ("both", engine.engine.name)]
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    steps(engines, QUEUED)
+    assert "d0" not in decoder.done
+    assert announced(prefiller) == len(full)
+    for each in full:
+        each.over()
+        steps(engines, QUEUED if len(full) == 2 else 0.0)  # first the one queue ends, later the other
+    run(engines, lambda: decoder.done.get("d0") == OK and prefiller.done.get("p0") == OK)
+    quiet(engines)
+
+
+def test_a_ticket_that_comes_before_its_request(make: Make) -> None:
+    """The legs meet: the ticket has waited for a while when the request comes into the queue, and waits on there."""
+    prefiller, decoder = make("prefill"), make("decode")
+    full = Full(prefiller)
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    steps([prefiller, decoder], PATIENCE / 3)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    steps([prefiller, decoder], QUEUED)
+    full.over()
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == OK)
+    quiet([prefiller, decoder])
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("stepped", [True, False], ids=["told", "not-told"])
+def test_an_abort_in_the_queue(make: Make, side: str, stepped: bool) -> None:
+    """Before or after the other side was told; nothing is left, and the other side ends without a time-out."""
+    engines = [make("prefill", patience=60.0), make("decode", patience=60.0)]
+    prefiller, decoder = engines
+    full = Full(prefiller if side == "prefill" else decoder)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    if stepped:
+        steps(engines, 0.2)
+        assert announced(prefiller) == 1
+    full.engine.abort("p0" if side == "prefill" else "d0")
+    full.over()
+    began = time.monotonic()
+    quiet(engines)
+    assert time.monotonic() - began < 5.0
+    if side == "prefill":
+        assert decoder.done["d0"] == RequestStatus.FINISHED_ERROR
+
+
+def test_what_is_said_to_an_engine_that_has_nothing_else_to_do(make: Make) -> None:
+    """A refusal goes out although no request is left; so does an announcement of a request that cannot run."""
+    prefiller = make("prefill")
+    full = Full(prefiller)
+    prefiller.add(prefill_leg(0, prompt(9)))
+    assert prefiller.half.pending
+    prefiller.step()
+    assert not prefiller.half.pending and announced(prefiller) == 1
+    prefiller.abort("p0")
+    assert not prefiller.requests and prefiller.half.pending
+    full.over()
+    quiet([prefiller])
+
+
+def test_a_request_that_is_scheduled_at_once_is_not_announced(make: Make) -> None:
+    """The ordinary case says no more than before."""
+    prefiller, decoder = make("prefill"), make("decode")
+    said: list[Step] = []
+    for engine in (prefiller, decoder):
+        build = engine.half.build_step
+
+        def keep(output: Any, build: Callable[[Any], Step] = build) -> Step:
+            said.append(build(output))
+            return said[-1]
+
+        engine.half.build_step = keep  # type: ignore[method-assign]
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == OK)
+    assert said and not any(step.expects or step.announces for step in said)
+    quiet([prefiller, decoder])
+
+
+def test_a_prompt_of_one_token_is_announced_by_nobody(make: Make) -> None:
+    prefiller, decoder = make("prefill"), make("decode")
+    fulls = [Full(engine) for engine in (prefiller, decoder)]
+    prefiller.add(prefill_leg(0, prompt(1)))
+    decoder.add(decode_leg(0, prompt(1), prefiller))
+    steps([prefiller, decoder], 0.1)
+    assert announced(prefiller) == 0
+    for full in fulls:
+        full.over()
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == OK and prefiller.done.get("p0") == OK)
+    quiet([prefiller, decoder])
+
+
+def test_a_preempted_prefill_is_still_waited_for(make: Make) -> None:
+    """It is back in the queue, with its push open."""
+    prefiller, decoder = make("prefill", chunk=4), make("decode")
+    prefiller.add(prefill_leg(0, prompt(22)))
+    decoder.add(decode_leg(0, prompt(22), prefiller))
+    for _ in range(3):
+        decoder.step()
+        prefiller.step()
+        time.sleep(0.03)
+    (req,) = prefiller.running
+    prefiller.preempt(req)
+    full = Full(prefiller)
+    steps([prefiller, decoder], QUEUED)
+    assert "d0" not in decoder.done and announced(prefiller) == 0
+    full.over()
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == OK)
+    quiet([prefiller, decoder])
+
+
+def test_a_decoder_that_dies_in_its_queue(make: Make, fabric: SimulatedFabric) -> None:
+    prefiller, decoder = make("prefill", patience=60.0), make("decode")
+    Full(decoder)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    run([prefiller, decoder], lambda: prefiller.done.get("p0") == OK and announced(prefiller) == 1)
+    fabric.kill("decode1")
+    quiet([prefiller])  # run() allows 30 s, a time-out would take 60
+
+
+def test_engines_that_wait_for_each_others_blocks(make: Make) -> None:
+    """What the prefiller has computed waits in the decoder's queue, for blocks of a request that waits in the
+    prefiller's, for blocks of what it has computed. The first to have waited for ``queue_timeout`` gives way."""
+    engines = [make("prefill", num_blocks=6, queue_timeout=1.0), make("decode", num_blocks=6)]
+    prefiller, decoder = engines
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(1, prompt(19, 1), prefiller))
+    steps(engines, 0.1)
+    prefiller.add(prefill_leg(1, prompt(19, 1)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    steps(engines, 0.5)
+    assert not decoder.done and announced(prefiller) == 2
+    run(engines, lambda: len(decoder.done) == 2)
+    assert decoder.done == {"d1": OK, "d0": RequestStatus.FINISHED_ERROR}
+    quiet(engines)
+
+
+def test_a_transfer_may_have_a_bound_of_its_own(make: Make) -> None:
+    prefiller, decoder = make("prefill", patience=60.0), make("decode", patience=60.0, transfer_timeout=0.5)
+    full = Full(prefiller)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == RequestStatus.FINISHED_ERROR)
+    prefiller.abort("p0")
+    full.over()
+    quiet([prefiller, decoder])
+
+
+def test_many_requests_for_a_prefiller_that_is_dead_hold_up_no_others(make: Make, fabric: SimulatedFabric) -> None:
+    """Handshakes are made on few threads; those in vain last for twice the liveness time each."""
+    dead, alive, decoder = make("prefill"), make("prefill"), make("decode")
+    fabric.freeze("prefill0")
+    full = Full(decoder)
+    for number in range(1, 21):
+        decoder.add(decode_leg(number, prompt(9, number), dead))
+        decoder.step()
+    alive.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), alive))
+    began = time.monotonic()
+    run([alive, decoder], lambda: announced(alive) == 1)
+    assert time.monotonic() - began < 0.8
+    for number in range(1, 21):
+        decoder.abort(f"d{number}")
+    full.over()
+    run([alive, decoder], lambda: decoder.done.get("d0") == OK)
+    fabric.thaw("prefill0")
+    quiet([alive, decoder])
+
+
+def test_a_handshake_never_holds_up_a_step_nor_overtakes_a_ticket(make: Make) -> None:
+    """While the handshake lasts the request leaves the queue: then it is not announced any more."""
+    prefiller, decoder = make("prefill"), make("decode")
+    assert decoder.receiving is not None
+    held = threading.Event()
+    connect, told = decoder.receiving.receiver.connect, []
+
+    def slow(ranks: Any) -> Any:
+        held.wait(10)
+        return connect(ranks)
+
+    receiving: Any = decoder.receiving
+    receiving.receiver.connect = slow
+    receiving.receiver.announce = lambda link, name: told.append(name)
+    ranks = Prefiller("i", (prefiller.descriptor,))
+    began = time.monotonic()
+    receiving.begin(Step(announces={"d0": Announce("t0", ranks), "d1": Announce("t1", ranks)}))
+    receiving._not_queued("d0", ranks)
+    assert time.monotonic() - began < 1.0
+    held.set()
+    run([decoder], lambda: not receiving._announcing)
+    assert told == ["t1"]
+
+
+def test_two_queued_requests_with_one_name(make: Make) -> None:
+    """One of them is taken back before anybody was told; the other's place in the queue stays known."""
+    prefiller = make("prefill")
+    full = Full(prefiller)
+    first, second = prefill_leg(0, prompt(9)), prefill_leg(0, prompt(9))
+    second.request_id = "p1"
+    prefiller.add(first)
+    prefiller.add(second)
+    prefiller.abort("p1")
+    step = prefiller.half.build_step(
+        SimpleNamespace(preempted_req_ids=set(), num_scheduled_tokens={}, kv_connector_block_state=None)  # type: ignore[arg-type]
+    )
+    assert step.expects == {"p0": "t0"} and set(step.refusals) == {"t0"}
+    prefiller.abort("p0")
+    full.over()
+    quiet([prefiller])
