@@ -194,6 +194,7 @@ class Pair:
             other: dict[str, Any] = {
                 "do_remote_prefill": True,
                 "remote_engine_id": self.engine_id,
+                "remote_request_id": f"cmpl-{name}-0",  # without it the decode engine dies of a KeyError
                 "remote_host": "127.0.0.1",
                 "remote_port": self.prefill.side_port,
                 "tp_size": 1,
