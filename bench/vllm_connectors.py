@@ -115,6 +115,7 @@ async def picture(pairs: dict[str, Pair], trace: Path, path: Path) -> None:
     figure, axes = plt.subplots(len(pairs), 1, figsize=(10, 2.6 * len(pairs)), sharex=True)
     async with aiohttp.ClientSession() as http:
         for axis, (name, pair) in zip(np.atleast_1d(axes), pairs.items(), strict=True):
+            await take_turn(pairs, pair)
             metric = "vllm:nixl_xfer_time_seconds_sum"
             before = sum(server.metric(metric) for server in (pair.prefill, pair.decode))
             size = trace.stat().st_size if trace.exists() else 0
