@@ -27,7 +27,7 @@ from railwire.kvcache import (
 )
 from railwire.testing import SimulatedFabric
 
-SHORT = 0.15  # the ticket_timeout of most prefillers here
+SHORT = 0.4  # the ticket_timeout of most prefillers here: what must be quicker is sent over a connection that is there
 LONG = 4 * SHORT
 SRC, DST = [0, 1, 2], [7, 5, 3]
 
@@ -51,12 +51,16 @@ def fabric() -> Iterator[SimulatedFabric]:
 def make(fabric: SimulatedFabric) -> Iterator[Make]:
     made: list[Prefiller | Decoder] = []
 
-    def build(ticket_timeout: float = SHORT, tp: tuple[int, int] = (1, 1), **options: float) -> Pair:
+    def build(
+        ticket_timeout: float = SHORT, tp: tuple[int, int] = (1, 1), linked: bool = True, **options: float
+    ) -> Pair:
         name = f"{len(made)}-"
         nics = sim_nics(fabric, f"p{name}", tp[0])
         prefiller = Prefiller(shape(tp[0]), nics, ticket_timeout=ticket_timeout, **options)  # type: ignore[arg-type]
         decoder = Decoder(shape(tp[1]), sim_nics(fabric, f"d{name}", tp[1]))
         made.extend([decoder, prefiller])
+        if linked:
+            link(prefiller, decoder)
         return prefiller, decoder
 
     yield build
@@ -69,6 +73,11 @@ def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
     return condition()
+
+
+def link(prefiller: Prefiller, decoder: Decoder) -> None:
+    for receiver in decoder.receivers:
+        receiver.connect(prefiller.descriptors)
 
 
 def expect(prefiller: Prefiller, request_id: str) -> None:
@@ -323,6 +332,7 @@ def test_one_decoder_declines_while_another_is_coming(make: Make, fabric: Simula
     prefiller, decoder = make()
     other = Decoder(shape(), sim_nics(fabric, "other", 1))
     try:
+        link(prefiller, other)
         pushes = prefiller.open("r", 12, SRC)
         announce(prefiller, decoder, "r")
         announce(prefiller, other, "r")
@@ -418,7 +428,7 @@ def test_names_that_are_too_long(make: Make) -> None:
 
 def test_a_stranger_cannot_announce(make: Make) -> None:
     """Before the handshake there is no connection whose end would end it."""
-    prefiller, decoder = make()
+    prefiller, decoder = make(linked=False)
     peer = decoder.engines[0].connect(prefiller.engines[0].address)
     decoder.receivers[0].channel.send(peer, messages.Coming("r"))
     assert settle(lambda: prefiller.senders[0].channel.bad_messages == 1)

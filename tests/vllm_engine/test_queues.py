@@ -18,7 +18,7 @@ from railwire.integrations.vllm.options import Prefiller
 from railwire.integrations.vllm.steps import Announce, Step
 from railwire.testing import SimulatedFabric
 
-PATIENCE = 0.3
+PATIENCE = 0.6  # a handshake takes a part of it, on a machine that has other things to do
 QUEUED = 4 * PATIENCE
 Make = Callable[..., Engine]
 
@@ -230,7 +230,7 @@ def test_many_requests_for_a_prefiller_that_is_dead_hold_up_no_others(make: Make
     decoder.add(decode_leg(0, prompt(19), alive))
     began = time.monotonic()
     run([alive, decoder], lambda: announced(alive) == 1)
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 0.95  # one in vain takes 1 s
     for number in range(1, 21):
         decoder.abort(f"d{number}")
     full.over()
