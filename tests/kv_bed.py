@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,3 +151,11 @@ def same(prefiller: Prefiller, decoder: Decoder, src: Sequence[int], dst: Sequen
         for token in tokens
         for head in range(component.heads)
     )
+
+
+def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Waits for it, and returns whether it has come true."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from kv_bed import Decoder, Prefiller, same, sim_nics
+from kv_bed import Decoder, Prefiller, same, settle, sim_nics
 
 from railwire.errors import DescriptorError
 from railwire.kvcache import (
@@ -66,13 +66,6 @@ def make(fabric: SimulatedFabric) -> Iterator[Make]:
     yield build
     for instance in made:
         instance.close()
-
-
-def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def link(prefiller: Prefiller, decoder: Decoder) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kv_bed import UNTOUCHED, Decoder, Prefiller, same, sim_nics
+from kv_bed import UNTOUCHED, Decoder, Prefiller, same, settle, sim_nics
 
 from railwire import ConnectError, PeerLostError, TransferEngine
 from railwire.kvcache import (
@@ -69,13 +69,6 @@ def make(fabric: SimulatedFabric) -> Iterator[Make]:
     yield build
     for instance in made:
         instance.close()
-
-
-def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 SHAPES = [

@@ -107,6 +107,20 @@ void refused(TestEngine& engine, uint64_t count = 1) {
   }
 }
 
+// A write that has been refused by a peer of which nothing more is heard.
+struct Doubt {
+  explicit Doubt(const SimulatedSettings& settings = {}) : fabric(settings) {
+    refused(a);
+    CHECK_FALSE(transfer->wait(kSecond / 10));
+  }
+  TestFabric fabric;
+  TestEngine a{fabric.name, "a", 1, 30 * kSecond};
+  const Puppet puppet{fabric, a};
+  std::vector<std::byte> source = std::vector<std::byte>(4096);
+  const std::shared_ptr<Region> from = a.memory(source);
+  const std::shared_ptr<Transfer> transfer = a.write(puppet.peer, from, 0, puppet.keys, 0, 1000, -1);
+};
+
 }  // namespace
 
 TEST_CASE("refused by a peer that lives: the transfer says so after about a round trip") {
@@ -311,38 +325,24 @@ TEST_CASE("a transfer in doubt ends at once by cancel()") {
 TEST_CASE("a transfer in doubt ends with its engine") {
   for (const bool resumable : {false, true}) {
     for (const int64_t timeout : {int64_t{0}, kSecond / 5}) {
-      TestFabric fabric(wire(resumable));
-      TestEngine a(fabric.name, "a", 1, 30 * kSecond);
-      const Puppet puppet(fabric, a);
-      std::vector<std::byte> source(4096);
-      const auto from = a.memory(source);
-      const auto transfer = a.write(puppet.peer, from, 0, puppet.keys, 0, 1000, -1);
-      refused(a);
-      CHECK_FALSE(transfer->wait(kSecond / 10));
+      Doubt doubt(wire(resumable));
       const int64_t begin = now_ns();
-      a.engine->close(timeout);
-      CHECK(transfer->done());
-      CHECK(transfer->state() == State::kFailed);
+      doubt.a.engine->close(timeout);
+      CHECK(doubt.transfer->done());
+      CHECK(doubt.transfer->state() == State::kFailed);
       CHECK(now_ns() - begin < 3 * kSecond);
-      CHECK(transfer.use_count() == 1);
+      CHECK(doubt.transfer.use_count() == 1);
     }
   }
 }
 
 TEST_CASE("a transfer in doubt ends with the connection") {
-  TestFabric fabric;
-  TestEngine a(fabric.name, "a", 1, 30 * kSecond);
-  const Puppet puppet(fabric, a);
-  std::vector<std::byte> source(4096);
-  const auto from = a.memory(source);
-  const auto transfer = a.write(puppet.peer, from, 0, puppet.keys, 0, 1000, -1);
-  refused(a);
-  CHECK_FALSE(transfer->wait(kSecond / 10));
-  const auto close = std::make_shared<CloseOperation>(a.engine, puppet.peer, kSecond / 5);
-  a.engine->submit(close);
+  Doubt doubt;
+  const auto close = std::make_shared<CloseOperation>(doubt.a.engine, doubt.puppet.peer, kSecond / 5);
+  doubt.a.engine->submit(close);
   REQUIRE(close->wait(5 * kSecond));
-  REQUIRE(transfer->wait(kSecond));
-  CHECK(transfer->failure().reason == Reason::kPeerLost);  // it did not confirm the close either
+  REQUIRE(doubt.transfer->wait(kSecond));
+  CHECK(doubt.transfer->failure().reason == Reason::kPeerLost);  // it did not confirm the close either
 }
 
 TEST_CASE("a transfer in doubt holds nobody up: other writes, its source, the fences of the peer that refused") {

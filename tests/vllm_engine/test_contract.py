@@ -7,7 +7,7 @@ import base64
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,6 @@ from railwire.testing import SimulatedFabric
 
 OK = RequestStatus.FINISHED_LENGTH_CAPPED
 Make = Callable[..., Engine]
-
-
-@pytest.fixture
-def fabric(seed: int) -> Iterator[SimulatedFabric]:
-    with SimulatedFabric(seed=seed, reorder=True, max_delay_us=300) as fabric:
-        yield fabric
-
-
-@pytest.fixture
-def make(fabric: SimulatedFabric) -> Iterator[Make]:
-    made: list[Engine] = []
-
-    def build(role: str, **options: Any) -> Engine:
-        engine = Engine(role, [fabric.nic(f"{role}{len(made)}")], **options)
-        made.append(engine)
-        return engine
-
-    yield build
-    for engine in made:
-        engine.close()
 
 
 def prefill_leg(number: int, tokens: list[int]) -> Req:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,23 +24,9 @@ Make = Callable[..., Engine]
 
 
 @pytest.fixture
-def fabric(seed: int) -> Iterator[SimulatedFabric]:
-    with SimulatedFabric(seed=seed, reorder=True, max_delay_us=300) as fabric:
-        yield fabric
-
-
-@pytest.fixture
-def make(fabric: SimulatedFabric) -> Iterator[Make]:
-    made: list[Engine] = []
-
-    def build(role: str, **options: Any) -> Engine:
-        engine = Engine(role, [fabric.nic(f"{role}{len(made)}")], **{"patience": PATIENCE, **options})
-        made.append(engine)
-        return engine
-
-    yield build
-    for engine in made:
-        engine.close()
+def make(make: Make) -> Make:
+    """Of little patience, where a test does not say otherwise."""
+    return lambda role, **options: make(role, **{"patience": PATIENCE, **options})
 
 
 class Full:
