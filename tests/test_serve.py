@@ -158,12 +158,17 @@ def test_a_stop_string_ends_the_answer_before_it(cluster: Cluster, alone: Alone,
 
 
 def test_sampling_depends_on_the_seed_alone(cluster: Cluster, seed: int) -> None:
-    tokens = prompt(random.Random(seed), 40)
-    first, again, other = (
-        ids(cluster.post(prompt=tokens, max_tokens=20, temperature=1.5, top_p=0.95, seed=number))
-        for number in (1, 1, 2)
-    )
-    assert first == again != other
+    rng = random.Random(seed)
+
+    def answers(tokens: list[int], *seeds: int) -> list[list[int]]:
+        ask = {"prompt": tokens, "max_tokens": 20, "temperature": 2, "top_p": 1}
+        return [ids(cluster.post(**ask, seed=number)) for number in seeds]
+
+    # This model's random weights make it so sure of its tokens that two seeds may agree (on 3 of 300 prompts): that one
+    # seed gives one answer is asked of each prompt, that another gives another of one among all.
+    triples = [answers(prompt(rng, 40), 1, 1, 2) for _ in range(4)]
+    assert all(first == again for first, again, _ in triples)
+    assert any(first != other for first, _, other in triples)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
