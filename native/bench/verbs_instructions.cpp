@@ -3,7 +3,8 @@
 //
 //   verbs_instructions pages COUNT   one write_pages of COUNT scattered pages of 4 KiB, through the whole engine
 //   verbs_instructions writes COUNT  COUNT writes of 64 B, each submitted and waited for, through the whole engine
-//   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
+//   verbs_instructions turns COUNT   COUNT writes of 8 B in turns with the peer's: each answers an arrival, expected
+//   before verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include "../tests/stub_verbs.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "nic/verbs_internal.h"
 #include "nic/verbs_nic.h"
 
 using namespace railwire;
@@ -26,6 +28,7 @@ namespace {
 constexpr size_t kRing = 4096;
 ibv_wc ring[kRing];
 size_t head = 0, tail = 0;
+bool answered = false;  // each write brings one of the peer's
 
 int lean_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr**) {
   if (qp->qp_type == IBV_QPT_UD) return 0;
@@ -35,6 +38,13 @@ int lean_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr**) {
     wc.wr_id = wr->wr_id;
     wc.status = IBV_WC_SUCCESS;
     wc.qp_num = qp->qp_num;
+    wc.wc_flags = 0;
+    if (!answered) continue;
+    ibv_wc& arrival = ring[head++ % kRing];
+    arrival = wc;
+    arrival.wr_id = make_wr_id(WrKind::kSharedReceive, 0, 0);
+    arrival.imm_data = wr->imm_data;
+    arrival.wc_flags = IBV_WC_WITH_IMM;
   }
   return 0;
 }
@@ -86,13 +96,19 @@ struct Bed {
     *theirs = {.region_id = 1, .length = memory.size(), .keys = {{0x10000, 7}}};
     keys = theirs;
   }
-  void carry_out(std::unique_ptr<WorkSource> source) {
-    const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
+  std::shared_ptr<Transfer> submit(std::unique_ptr<WorkSource> source) {
+    auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
     transfer->submitted_ns = now_ns();
     transfer->add_lane(peer, std::move(source));
     engine->submit(transfer);
-    engine->wait_for(*transfer, 60'000'000'000);
-    if (transfer->state() != State::kDone) std::exit(1);
+    return transfer;
+  }
+  std::shared_ptr<Transfer> write(uint64_t bytes) {
+    return submit(std::make_unique<PieceSource>(region, Piece{0, keys, 0, bytes}, false, 5, peer->limits));
+  }
+  void carry_out(Transfer& transfer) {
+    transfer.wait(60'000'000'000);
+    if (transfer.state() != State::kDone) std::exit(1);
   }
 
   std::unique_ptr<Nic> far;
@@ -107,9 +123,18 @@ struct Bed {
 
 void writes(size_t count) {
   Bed bed;
+  for (size_t i = 0; i < count; ++i) bed.carry_out(*bed.write(64));
+}
+
+void turns(size_t count) {
+  Bed bed;
+  answered = true;
   for (size_t i = 0; i < count; ++i) {
-    bed.carry_out(std::make_unique<PieceSource>(bed.region, std::vector<Piece>{{0, bed.keys, 0, 64}}, false, 5,
-                                                bed.peer->limits));
+    const auto transfer = bed.write(8);
+    const auto expectation =
+        std::make_shared<Expectation>(bed.engine, 5, kUnitsPerArrival, std::vector<uint64_t>{}, 60'000'000'000);
+    bed.engine->submit(expectation);
+    if (!expectation->wait(60'000'000'000) || !transfer->wait(0)) std::exit(1);
   }
 }
 
@@ -126,8 +151,8 @@ void pages(size_t count) {
   }
   from.indices.resize(count);
   to.indices.resize(count);
-  bed.carry_out(std::make_unique<PageSource>(bed.region, std::move(from), bed.keys, std::move(to), Bed::kPage, 5,
-                                             bed.peer->limits));
+  bed.carry_out(*bed.submit(std::make_unique<PageSource>(bed.region, std::move(from), bed.keys, std::move(to),
+                                                         Bed::kPage, 5, bed.peer->limits)));
   std::printf("%llu WRs\n", static_cast<unsigned long long>(bed.engine->stats().nics[0].work_requests));
 }
 
@@ -144,6 +169,8 @@ int main(int argc, char** argv) {
     pages(count);
   } else if (what == "writes") {
     writes(count);
+  } else if (what == "turns") {
+    turns(count);
   } else if (what == "batch") {
     batch(count);
   } else {

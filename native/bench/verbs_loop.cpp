@@ -85,8 +85,8 @@ struct Side {
     const int64_t immediate = counted ? int64_t{kImmediate} : -1;
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, immediate);
     transfer->submitted_ns = now_ns();
-    transfer->add_lane(peer, std::make_unique<PieceSource>(region, std::vector<Piece>{{at, remote, at, bytes}}, false,
-                                                           immediate, peer->limits));
+    transfer->add_lane(
+        peer, std::make_unique<PieceSource>(region, Piece{at, remote, at, bytes}, false, immediate, peer->limits));
     engine->submit(transfer);
     return transfer;
   }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "engine/clock.h"
@@ -19,8 +20,8 @@ Expectation::Expectation(std::weak_ptr<Engine> engine, uint32_t id, uint64_t uni
       timeout_ns(timeout_ns),
       deadline_ns(now_ns() + timeout_ns) {}
 
-void Expectation::start(Engine& engine) {
-  engine.start_expectation(std::static_pointer_cast<Expectation>(shared_from_this()));
+void Expectation::start(Engine& engine, std::shared_ptr<Operation> self) {
+  engine.start_expectation(std::static_pointer_cast<Expectation>(std::move(self)));
 }
 void Expectation::stop(Engine& engine) { engine.counters().cancel(*this); }
 
@@ -49,12 +50,8 @@ void Counters::expect(std::shared_ptr<Expectation> expectation) {
       return;
     }
   }
-  if (spare_node_) {
-    spare_node_.value() = {expectation->deadline_ns, expectation.get()};
-    by_deadline_.insert(std::move(spare_node_));
-  } else {
-    by_deadline_.emplace(expectation->deadline_ns, expectation.get());
-  }
+  pending_.insert(expectation.get());
+  earliest_ = std::min(earliest_, expectation->deadline_ns);
   const uint32_t id = expectation->id;
   s.detail->waiting.push_back(std::move(expectation));
   settle(id, s);
@@ -66,20 +63,21 @@ void Counters::settle(uint32_t, Slot& s) {
     const auto expectation = std::move(detail.waiting.front());
     detail.waiting.pop_front();
     s.units -= expectation->units;
-    end(*expectation, State::kDone, {});
+    pending_.erase(*expectation);
+    expectation->finish_done();
   }
   if (detail.waiting.empty() && detail.poisons.empty()) spare_detail_ = std::move(s.detail);
 }
 
 void Counters::end(Expectation& expectation, State state, Failure failure) {
-  spare_node_ = by_deadline_.extract({expectation.deadline_ns, &expectation});
+  pending_.erase(expectation);
   expectation.finish(state, std::move(failure));
 }
 
 std::vector<std::shared_ptr<Expectation>> Counters::take_if(auto&& predicate) {
   std::vector<std::shared_ptr<Expectation>> taken;
   std::set<uint32_t> touched;
-  for (const auto& [deadline, pending] : by_deadline_) {
+  for (const Expectation* pending : pending_) {
     if (predicate(*pending)) touched.insert(pending->id);
   }
   for (uint32_t id : touched) {
@@ -133,7 +131,7 @@ void Counters::peer_lost(uint64_t peer, const std::string& why) {
 }
 
 int64_t Counters::expire(int64_t now) {
-  if (!by_deadline_.empty() && by_deadline_.begin()->first <= now) {
+  if (earliest_ <= now) {
     for (const auto& taken : take_if([=](const Expectation& e) { return e.deadline_ns <= now; })) {
       const double have = static_cast<double>(units(taken->id)) / kUnitsPerArrival;
       const double want = static_cast<double>(taken->units) / kUnitsPerArrival;
@@ -142,8 +140,10 @@ int64_t Counters::expire(int64_t now) {
            "counter " + std::to_string(taken->id) + " has " + std::to_string(have) + " of " + std::to_string(want) +
                " arrivals after " + std::to_string(static_cast<double>(taken->timeout_ns) * 1e-9) + " s"});
     }
+    earliest_ = std::numeric_limits<int64_t>::max();
+    for (const Expectation* pending : pending_) earliest_ = std::min(earliest_, pending->deadline_ns);
   }
-  return by_deadline_.empty() ? std::numeric_limits<int64_t>::max() : by_deadline_.begin()->first;
+  return earliest_;
 }
 
 void Counters::fail_all(const Failure& failure) {

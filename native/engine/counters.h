@@ -9,12 +9,13 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/immediate.h"
+#include "engine/members.h"
 #include "engine/operation.h"
 
 namespace railwire {
@@ -26,7 +27,7 @@ class Expectation final : public Operation {
   // `peers` empty: any writer may be meant, so losing any peer ends it. `timeout_ns` counts from the submission.
   Expectation(std::weak_ptr<Engine> engine, uint32_t id, uint64_t units, std::vector<uint64_t> peers,
               int64_t timeout_ns);
-  void start(Engine& engine) override;
+  void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine& engine) override;
 
   bool depends_on(uint64_t peer) const;
@@ -36,6 +37,7 @@ class Expectation final : public Operation {
   const std::vector<uint64_t> peers;
   const int64_t timeout_ns;
   const int64_t deadline_ns;
+  size_t place = Members<Expectation*>::kNowhere;  // in the pending ones
 };
 
 class Counters {
@@ -64,7 +66,7 @@ class Counters {
   int64_t expire(int64_t now);
   void fail_all(const Failure& failure);
 
-  size_t pending() const { return by_deadline_.size(); }
+  size_t pending() const { return pending_.size(); }
   uint64_t units_seen() const { return units_seen_; }
 
  private:
@@ -91,9 +93,10 @@ class Counters {
   std::vector<std::shared_ptr<Expectation>> take_if(auto&& predicate);
 
   std::vector<std::unique_ptr<Page>> pages_{kImmediateIds / kPageSize};
-  std::set<std::pair<int64_t, Expectation*>> by_deadline_;
-  // Of the last expectation that ended, for the next: where there is one at a time, nothing is allocated for it.
-  std::set<std::pair<int64_t, Expectation*>>::node_type spare_node_;
+  Members<Expectation*> pending_;
+  // No pending one ends before this. Found anew when it is past: most expectations end long before they must.
+  int64_t earliest_ = std::numeric_limits<int64_t>::max();
+  // Of the last id that somebody waited for, for the next: where there is one at a time, nothing is allocated for it.
   std::unique_ptr<Detail> spare_detail_;
   uint64_t units_seen_ = 0;
 };

@@ -97,11 +97,16 @@ void Engine::end_lane(Lane& lane) {
     if (transfer.first_failure.reason == Reason::kNone) transfer.first_failure = lane.failure;
     transfer.any_may_still_land |= lane.may_still_land;
   }
+  let_go(transfer);
+}
+
+// One lane less to wait for; with the last the transfer ends, and may be gone when this returns.
+void Engine::let_go(Transfer& transfer) {
   if (--transfer.lanes_left > 0) return;
-  const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
+  const std::shared_ptr<Transfer> self = active_.take(transfer);
   if (transfer.first_failure.reason == Reason::kNone) {
     ++totals_.done;
-    transfer.finish(State::kDone);
+    transfer.finish_done();
   } else if (transfer.cancelled && transfer.first_failure.reason == Reason::kCancelled) {
     ++totals_.cancelled;
     transfer.finish(State::kCancelled, transfer.first_failure, transfer.any_may_still_land);
@@ -109,7 +114,6 @@ void Engine::end_lane(Lane& lane) {
     ++totals_.failed;
     transfer.finish(State::kFailed, transfer.first_failure, transfer.any_may_still_land);
   }
-  active_.erase(transfer);
 }
 
 }  // namespace railwire

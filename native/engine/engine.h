@@ -46,7 +46,7 @@ class RevokeOperation final : public Operation {
  public:
   RevokeOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Region> region, bool reregister, int64_t timeout_ns)
       : Operation(std::move(engine)), region(std::move(region)), reregister(reregister), timeout_ns(timeout_ns) {}
-  void start(Engine& engine) override;
+  void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine&) override {}
 
   std::shared_ptr<Region> region;
@@ -114,7 +114,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // ---- the driver's own; called by operations ----------------------------------------------------------------------
   Counters& counters() { return counters_; }
-  void start_transfer(Transfer& transfer);
+  void start_transfer(std::shared_ptr<Transfer> transfer);
   void stop_transfer(Transfer& transfer);
   void start_expectation(std::shared_ptr<Expectation> expectation);
   void start_send(SendOperation& send);
@@ -125,19 +125,23 @@ class Engine : public std::enable_shared_from_this<Engine> {
   EventQueue& events() { return *options_.events; }
   // An operation has ended: whoever sleeps as a driver for it must look.
   void note_finished() { finished_any_ = true; }
+  // ---- any thread: what the worker must know of those who look at operations ----------------------------------------
+  void note_wait();  // for something that had ended already
+  void note_listeners(int more) { listeners_.fetch_add(more, std::memory_order_relaxed); }
 
  private:
   friend class Operation;
 
   // worker.cpp: who drives, and when to sleep
   void worker_main();
-  bool drive(bool inline_submission);
+  bool drive();
   void sleep_as_waiter(Operation& operation, int64_t timeout_ns);
   void hand_over();
   // True if something woke it, false if it was only time.
   bool sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline);
   void park(int64_t hold, bool deep);
   bool take_commands();
+  void start(std::shared_ptr<Operation> operation);
   bool poll_nics();
   bool has_work() const;
   int64_t next_deadline(int64_t now) const;
@@ -146,6 +150,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // progress.cpp: lanes and links
   bool pump(Peer& peer, uint64_t byte_budget);
   bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
+  bool post_at_once(Lane& lane);
+  bool post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget);
+  void count_posted(PeerLink& link, std::span<const WorkRequest> taken, uint64_t& byte_budget);
+  void all_posted(Lane& lane);
+  bool broke_while_posting(PeerLink& link);
   void work_request_done(const Completion& completion, uint32_t nic);
   void flush_done(PeerLink& link, Status status);
   void maybe_flush(PeerLink& link);
@@ -164,6 +173,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void settle_doubts(Peer& peer, int64_t now);
   void finish_lane(Lane& lane);
   void end_lane(Lane& lane);
+  void let_go(Transfer& transfer);
 
   // liveness.cpp: links and peers that end
   static bool only_link(const PeerLink& link);
@@ -240,6 +250,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<uint32_t> lock_waiters_{0};
   std::atomic<int64_t> last_inline_ns_{0};
   std::atomic<uint32_t> inline_submissions_{0};  // written by whoever holds drive_
+  std::atomic<int> listeners_{0};                // operations whose end the dispatcher is to be told of
   Doorbell worker_bell_;
   Doorbell inline_bell_;
 
@@ -247,7 +258,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- guarded by drive_ -------------------------------------------------------------------------------------------
   Counters counters_;
   Members<std::shared_ptr<Transfer>> active_;
-  std::vector<std::shared_ptr<Peer>> peers_;                          // not ended, or with links not yet released
+  std::vector<Peer*> touched_;                // by what has just been started: they have lanes that can be posted
+  std::vector<std::shared_ptr<Peer>> peers_;  // not ended, or with links not yet released
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
   std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
   std::vector<std::shared_ptr<RevokeOperation>> revokes_;

@@ -18,8 +18,8 @@ constexpr int64_t kClosedGrace = 1'000'000'000;  // how long a CLOSED is repeate
 
 }  // namespace
 
-void RevokeOperation::start(Engine& engine) { engine.start_revoke(*this); }
-void CloseOperation::start(Engine& engine) { engine.start_close(*this); }
+void RevokeOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_revoke(*this); }
+void CloseOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_close(*this); }
 
 bool Engine::fenced_without_peer(const Peer& peer) const { return peer.process_dead || peer.all_links_fence; }
 
@@ -45,7 +45,7 @@ void Engine::check_incoming_revokes(Peer& peer) {
 // --------------------------------------------------------------------------------------------------
 void Engine::start_revoke(RevokeOperation& revoke) {
   if (revoke.region->closed.load()) {
-    revoke.finish(State::kDone);
+    revoke.finish_done();
     return;
   }
   revoke.request = next_request_++;
@@ -121,7 +121,7 @@ void Engine::finish_revoke(RevokeOperation& revoke) {
     region.closed.store(true);
     revoke.finish(State::kFailed, {Reason::kLocal, 0, "", "cannot register the region again: " + problem});
   } else {
-    revoke.finish(State::kDone);
+    revoke.finish_done();
   }
 }
 
@@ -135,7 +135,7 @@ void Engine::start_close(CloseOperation& close) {
       peer.process_dead = ::poll(&fd, 1, 0) > 0;
     }
     if (peer.state.load() == PeerState::kClosed || fenced_without_peer(peer)) {
-      close.finish(State::kDone);
+      close.finish_done();
     } else {
       close.finish(State::kFailed, {Reason::kNotFenced, peer.id, "",
                                     "peer " + peer.name + " was lost without a fence; its process must end first"});

@@ -154,7 +154,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   revoke_peer_gone(peer.id, fenced, peer.name);
   for (auto& closer : peer.closers) {
     if (fenced) {
-      closer->finish(State::kDone);
+      closer->finish_done();
     } else {
       closer->finish(State::kFailed,
                      {Reason::kNotFenced, peer.id, "",

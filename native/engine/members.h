@@ -17,14 +17,23 @@ class Members {
     member->place = all_.size();
     all_.push_back(std::move(member));
   }
+  // What was inserted; null if it is not in the set.
+  template <class T>
+  Pointer take(T& member) {
+    const size_t place = std::exchange(member.place, kNowhere);
+    if (place == kNowhere) return {};
+    Pointer taken = std::move(all_[place]);
+    if (place + 1 < all_.size()) {
+      all_[place] = std::move(all_.back());
+      all_[place]->place = place;
+    }
+    all_.pop_back();
+    return taken;
+  }
   // Nothing happens if it is not in the set.
   template <class T>
   void erase(T& member) {
-    const size_t place = std::exchange(member.place, kNowhere);
-    if (place == kNowhere) return;
-    std::swap(all_[place], all_.back());
-    if (place + 1 < all_.size()) all_[place]->place = place;
-    all_.pop_back();
+    take(member);
   }
   bool empty() const { return all_.empty(); }
   size_t size() const { return all_.size(); }

@@ -48,30 +48,47 @@ void Operation::finish(State state, Failure failure, bool may_still_land) {
   if (done()) return;
   if (failure.reason != Reason::kNone) failure_ = std::move(failure);
   may_still_land_ = may_still_land;
+  tell(state);
+}
+
+void Operation::finish_done() {
+  if (!done()) tell(State::kDone);
+}
+
+void Operation::tell(State state) {
   state_.store(state, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
   }
-  const auto engine = engine_.lock();
-  if (!engine) return;
-  engine->note_finished();
+  if (!driver_) return;
+  driver_->note_finished();
+  // The store above and notify()'s of the token are in one order, so that one of the two sees the other.
+  if (token_.load(std::memory_order_seq_cst) == 0) return;
   if (const uint64_t token = token_.exchange(0, std::memory_order_seq_cst)) {
-    engine->events().push({Event::kFinished, engine->options().event_tag, token, {}});
+    driver_->note_listeners(-1);
+    driver_->events().push({Event::kFinished, driver_->options().event_tag, token, {}});
   }
 }
 
 bool Operation::notify(uint64_t token) {
   wanted_.store(true, std::memory_order_relaxed);
-  token_.store(token, std::memory_order_seq_cst);
+  const auto engine = engine_.lock();
+  if (token_.exchange(token, std::memory_order_seq_cst) == 0 && engine) engine->note_listeners(1);
   if (state_.load(std::memory_order_seq_cst) == State::kPending) return true;
   // It ended meanwhile: whoever takes the token back first tells.
-  return token_.exchange(0, std::memory_order_seq_cst) == 0;
+  if (token_.exchange(0, std::memory_order_seq_cst) == 0) return true;
+  if (engine) engine->note_listeners(-1);
+  return false;
 }
 
 bool Operation::wait(int64_t timeout_ns) {
-  if (poll()) return true;
-  if (const auto engine = engine_.lock()) return engine->wait_for(*this, timeout_ns);
-  return sleep(timeout_ns);
+  const bool over = poll();
+  const auto engine = engine_.lock();
+  if (over) {
+    if (engine) engine->note_wait();
+    return true;
+  }
+  return engine ? engine->wait_for(*this, timeout_ns) : sleep(timeout_ns);
 }
 
 void Operation::cancel() {

@@ -68,10 +68,12 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   void cancel();
 
   // Driver only. The first call wins, later ones are ignored.
-  void finish(State state, Failure failure = {}, bool may_still_land = false);
+  void finish(State state, Failure failure, bool may_still_land = false);
+  void finish_done();
 
-  // Driver only: what a submission does when the driver takes it from the queue, and what cancel() does.
-  virtual void start(Engine& engine) = 0;
+  // Driver only: what a submission does when it is the driver's turn, and what cancel() does. `self`: the submission's
+  // own reference, for whoever keeps the operation until its end.
+  virtual void start(Engine& engine, std::shared_ptr<Operation> self) = 0;
   virtual void stop(Engine& engine) = 0;
 
   // The command queue's own reference, from submission until start().
@@ -82,6 +84,7 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
 
  private:
   friend class Engine;
+  void tell(State state);          // that it has ended
   bool sleep(int64_t timeout_ns);  // on the futex
   void nudge();                    // wakes those who sleep, though it has not ended
 
@@ -89,6 +92,7 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> wanted_{false};
   std::atomic<uint64_t> token_{0};
+  Engine* driver_ = nullptr;  // once started; it outlives whatever finishes the operation
   Failure failure_;
   bool may_still_land_ = false;
 };

@@ -83,7 +83,7 @@ class SendOperation final : public Operation {
  public:
   SendOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Peer> peer, std::vector<std::byte> message)
       : Operation(std::move(engine)), peer(std::move(peer)), message(std::move(message)) {}
-  void start(Engine& engine) override;
+  void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine& engine) override;  // while it waits for room at the receiver; once sent it cannot be taken back
 
   std::shared_ptr<Peer> peer;
@@ -95,7 +95,7 @@ class CloseOperation final : public Operation {
  public:
   CloseOperation(std::weak_ptr<Engine> engine, std::shared_ptr<Peer> peer, int64_t timeout_ns)
       : Operation(std::move(engine)), peer(std::move(peer)), timeout_ns(timeout_ns) {}
-  void start(Engine& engine) override;
+  void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine&) override {}
 
   std::shared_ptr<Peer> peer;

@@ -27,7 +27,9 @@ Reason reason_of(Status status) {
 
 }  // namespace
 
-void Transfer::start(Engine& engine) { engine.start_transfer(*this); }
+void Transfer::start(Engine& engine, std::shared_ptr<Operation> self) {
+  engine.start_transfer(std::static_pointer_cast<Transfer>(std::move(self)));
+}
 void Transfer::stop(Engine& engine) { engine.stop_transfer(*this); }
 
 void Transfer::add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source) {
@@ -55,16 +57,11 @@ size_t TrailingSource::fill(const LinkEnds& ends, void* context, std::span<WorkR
   return n;
 }
 
-void Engine::start_transfer(Transfer& transfer) {
+void Engine::start_transfer(std::shared_ptr<Transfer> self) {
   ++totals_.submitted;
-  transfer.lanes_left = transfer.lanes.size();
-  if (transfer.lanes.empty()) {
-    ++totals_.done;
-    transfer.finish(State::kDone);
-    return;
-  }
-  const auto self = std::static_pointer_cast<Transfer>(transfer.shared_from_this());
-  active_.insert(self);
+  Transfer& transfer = *self;
+  transfer.lanes_left = transfer.lanes.size() + 1;
+  active_.insert(std::move(self));
   for (Lane& lane : transfer.lanes) {
     Peer& peer = *lane.peer;
     peer.lanes.insert(&lane);
@@ -87,10 +84,13 @@ void Engine::start_transfer(Transfer& transfer) {
                        "peer " + peer.name + " has revoked the region; ask it for a new descriptor"});
     } else if (lane.source->exhausted()) {
       advance(lane);
+    } else if (post_at_once(lane)) {
+      touched_.push_back(&peer);
     } else {
       make_ready(lane);
     }
   }
+  let_go(transfer);
 }
 
 void Engine::stop_transfer(Transfer& transfer) {
@@ -107,6 +107,7 @@ void Engine::stop_transfer(Transfer& transfer) {
 void Engine::make_ready(Lane& lane) {
   lane.phase = Lane::Phase::kReady;
   lane.in_ready_list = true;
+  touched_.push_back(lane.peer.get());
   (lane.is_short ? lane.peer->ready_short : lane.peer->ready).push_back(&lane);
 }
 
@@ -125,29 +126,92 @@ bool Engine::pump(Peer& peer, uint64_t byte_budget) {
   return any;
 }
 
+void Engine::count_posted(PeerLink& link, std::span<const WorkRequest> taken, uint64_t& byte_budget) {
+  NicStats& stats = nic_stats_[link.ends.local_nic];
+  Peer::Stats& of_peer = link.peer->stats;
+  uint64_t written = 0, read = 0;
+  for (const WorkRequest& wr : taken) (wr.flags & WorkRequest::kRead ? read : written) += wr.length;
+  stats.work_requests += taken.size();
+  of_peer.work_requests += taken.size();
+  stats.bytes_written += written;
+  stats.bytes_read += read;
+  of_peer.bytes_written += written;
+  of_peer.bytes_read += read;
+  byte_budget -= std::min(byte_budget, written + read);
+}
+
+// Posts at most so many WRs of the lane; what the link does not take waits in its stash. False: it took less than it
+// was given.
+bool Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget) {
+  const bool alone = link.peer->links.size() == 1;
+  const NicInfo& nic = link.nic->info();
+  LaneLink& share = lane.links[link.index];
+  const size_t filled = lane.source->fill(link.ends, &share, {batch_.data(), most});
+  share.outstanding += static_cast<uint32_t>(filled);
+  lane.outstanding += static_cast<uint32_t>(filled);
+  share.used |= filled > 0;
+  if (filled > 0 && !nic.completion_proves_landing && alone && !lane.is_short && lane.source->exhausted() &&
+      batch_[filled - 1].length > 0 && !(batch_[filled - 1].flags & WorkRequest::kRead)) {
+    // A flush of its own would queue behind all that later lanes have posted by then.
+    batch_[filled - 1].flags |= WorkRequest::kFlush;
+    share.last_proves = true;
+  }
+  // With several links what is posted to one may have to go over another, where it is no longer behind the rest.
+  if (filled > 1 && alone && nic.resumable) gather_immediates({batch_.data(), filled});
+  const size_t taken = link.link->post({batch_.data(), filled});
+  count_posted(link, {batch_.data(), taken}, byte_budget);
+  if (!lane.transfer->posted && taken > 0) {
+    lane.transfer->posted = true;
+    const int64_t latency = now_ns() - lane.transfer->submitted_ns;
+    post_latency_[post_samples_++ % post_latency_.size()] =
+        static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
+  }
+  if (taken < filled) link.stash.assign(batch_.data() + taken, batch_.data() + filled);
+  return taken == filled;
+}
+
+// All of the lane has been handed to links.
+void Engine::all_posted(Lane& lane) {
+  lane.in_ready_list = false;
+  lane.phase = Lane::Phase::kDraining;
+  if (lane.outstanding == 0) advance(lane);
+}
+
+// True if the link has broken, and nothing else will say so.
+bool Engine::broke_while_posting(PeerLink& link) {
+  if (!link.link->broken() || break_will_be_told(link)) return false;
+  link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke while posting"}, true);
+  return true;
+}
+
+// A short lane that finds nothing before it goes out at once, without the queues.
+bool Engine::post_at_once(Lane& lane) {
+  Peer& peer = *lane.peer;
+  if (!lane.is_short || peer.links.size() != 1 || peer.any_ready()) return false;
+  PeerLink& link = *peer.links[0];
+  if (!link.up || !link.stash.empty()) return false;
+  const size_t depth = link.nic->info().link_depth, outstanding = link.link->outstanding();
+  if (outstanding >= depth) return false;
+  uint64_t budget = kShortBytes;
+  const bool taken = post_some(link, lane, std::min(kBatch, depth - outstanding), budget);
+  if (!lane.source->exhausted()) {
+    make_ready(lane);
+  } else {
+    all_posted(lane);
+  }
+  if (!taken) broke_while_posting(link);
+  return true;
+}
+
 // Posts to one link until it is full, nothing is ready, or the budget is spent.
 bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
   bool any = false;
-  NicStats& stats = nic_stats_[link.ends.local_nic];
-  const auto count = [&](std::span<const WorkRequest> taken) {
-    uint64_t written = 0, read = 0;
-    for (const WorkRequest& wr : taken) (wr.flags & WorkRequest::kRead ? read : written) += wr.length;
-    stats.work_requests += taken.size();
-    peer.stats.work_requests += taken.size();
-    stats.bytes_written += written;
-    stats.bytes_read += read;
-    peer.stats.bytes_written += written;
-    peer.stats.bytes_read += read;
-    byte_budget -= std::min(byte_budget, written + read);
-  };
   if (!link.stash.empty()) {
     const size_t taken = link.link->post(link.stash);
-    count({link.stash.data(), taken});
+    count_posted(link, {link.stash.data(), taken}, byte_budget);
     link.stash.erase(link.stash.begin(), link.stash.begin() + static_cast<ptrdiff_t>(taken));
     if (!link.stash.empty()) {
-      if (link.link->broken() && !break_will_be_told(link)) {
-        link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
-      }
+      broke_while_posting(link);
       return taken > 0;
     }
     any = true;
@@ -158,7 +222,6 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
     if (outstanding >= depth) break;
     std::deque<Lane*>& queue = peer.next_queue();
     Lane& lane = *queue.front();
-    LaneLink& share = lane.links[link.index];
     size_t most = std::min(kBatch, depth - outstanding);
     if (peer.links.size() > 1) {
       // The links take turns, and a link that still has enough to do leaves the rest to faster ones.
@@ -167,39 +230,15 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       if (large && outstanding >= 2 + kLinkBacklogBytes / length) break;
       most = std::min<size_t>(most, large ? 1 : kLinkTurn);
     }
-    const size_t filled = lane.source->fill(link.ends, &share, {batch_.data(), most});
-    share.outstanding += static_cast<uint32_t>(filled);
-    lane.outstanding += static_cast<uint32_t>(filled);
-    share.used |= filled > 0;
-    if (filled > 0 && peer.links.size() == 1 && !lane.is_short && lane.source->exhausted() &&
-        batch_[filled - 1].length > 0 && !(batch_[filled - 1].flags & WorkRequest::kRead) &&
-        !link.nic->info().completion_proves_landing) {
-      // A flush of its own would queue behind all that later lanes have posted by then.
-      batch_[filled - 1].flags |= WorkRequest::kFlush;
-      share.last_proves = true;
-    }
-    // With several links what is posted to one may have to go over another, where it is no longer behind the rest.
-    if (link.nic->info().resumable && peer.links.size() == 1) gather_immediates({batch_.data(), filled});
-    const size_t taken = link.link->post({batch_.data(), filled});
-    count({batch_.data(), taken});
-    any |= taken > 0;
-    if (!lane.transfer->posted && taken > 0) {
-      lane.transfer->posted = true;
-      const int64_t latency = now_ns() - lane.transfer->submitted_ns;
-      post_latency_[post_samples_++ % post_latency_.size()] =
-          static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
-    }
-    if (taken < filled) link.stash.assign(batch_.data() + taken, batch_.data() + filled);
+    const uint64_t before = nic_stats_[link.ends.local_nic].work_requests;
+    const bool all_taken = post_some(link, lane, most, byte_budget);
+    any |= nic_stats_[link.ends.local_nic].work_requests > before;
     if (lane.source->exhausted()) {
       queue.pop_front();
-      lane.in_ready_list = false;
-      lane.phase = Lane::Phase::kDraining;
-      if (lane.outstanding == 0) advance(lane);
+      all_posted(lane);
     }
-    if (taken < filled) {
-      if (link.link->broken() && !break_will_be_told(link)) {
-        link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while posting"}, true);
-      }
+    if (!all_taken) {
+      broke_while_posting(link);
       break;
     }
     if (peer.links.size() > 1) break;
@@ -362,7 +401,6 @@ void Engine::advance(Lane& lane) {
       }
     }
   }
-  const auto keep = lane.transfer->shared_from_this();
   for (LaneLink& share : lane.links) {
     if (share.link->up && !share.link->want_flush.empty()) maybe_flush(*share.link);
   }

@@ -128,7 +128,7 @@ void Engine::acknowledged(Peer& peer, uint64_t upto) {
   while (!peer.unacked.empty() && peer.unacked.front().sequence <= upto) {
     auto record = std::move(peer.unacked.front());
     peer.unacked.pop_front();
-    if (record.operation) record.operation->finish(State::kDone);
+    if (record.operation) record.operation->finish_done();
     any = true;
   }
   if (any && !peer.unacked.empty()) send_due_records(peer, now_ns());
@@ -280,7 +280,7 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
   }
 }
 
-void SendOperation::start(Engine& engine) { engine.start_send(*this); }
+void SendOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_send(*this); }
 void SendOperation::stop(Engine& engine) { engine.stop_send(*this); }
 
 void Engine::start_send(SendOperation& send) {

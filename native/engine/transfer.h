@@ -17,6 +17,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/few.h"
 #include "engine/members.h"
 #include "engine/operation.h"
 #include "engine/work.h"
@@ -43,31 +44,13 @@ struct LaneLink : WrContext {
   bool last_proves = false;  // the last WR is a flush at the same time
 };
 
-// The shares of a lane, by the peer's link index. Nearly always one, which then needs no memory of its own.
-class LaneLinks {
- public:
-  void resize(size_t count) {
-    count_ = count;
-    if (count > 1) several_ = std::make_unique<LaneLink[]>(count);
-  }
-  size_t size() const { return count_; }
-  LaneLink* begin() { return several_ ? several_.get() : &one_; }
-  LaneLink* end() { return begin() + count_; }
-  LaneLink& operator[](size_t index) { return begin()[index]; }
-
- private:
-  LaneLink one_;
-  std::unique_ptr<LaneLink[]> several_;
-  size_t count_ = 0;
-};
-
 struct Lane {
   enum class Phase : uint8_t { kReady, kDraining, kProving, kFinished };
 
   Transfer* transfer = nullptr;
   std::shared_ptr<Peer> peer;
   std::unique_ptr<WorkSource> source;
-  LaneLinks links;
+  Few<LaneLink> links;                      // its shares, by the peer's link index
   size_t place = Members<Lane*>::kNowhere;  // in the peer's lanes
   uint64_t trailing_units = 0;
   uint32_t outstanding = 0;
@@ -88,16 +71,16 @@ class Transfer final : public Operation {
 
   Transfer(std::weak_ptr<Engine> engine, Kind kind, int64_t immediate_id)
       : Operation(std::move(engine)), kind(kind), immediate_id(immediate_id) {}
-  void start(Engine& engine) override;
+  void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine& engine) override;
 
   void add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source);
 
   const Kind kind;
   const int64_t immediate_id;                                   // -1: none
-  std::vector<Lane> lanes;                                      // all of them, before start()
+  Few<Lane> lanes;                                              // all of them, before start()
   size_t place = Members<std::shared_ptr<Transfer>>::kNowhere;  // in the engine's active ones
-  size_t lanes_left = 0;
+  size_t lanes_left = 0;  // that have not ended; one more while it is being started
   uint64_t bytes = 0;
   int64_t submitted_ns = 0;
   bool posted = false;

@@ -15,8 +15,8 @@ bool dense(const PageSide& side, uint64_t run_bytes) { return side.runs == 1 || 
 
 Split split_write(uint64_t length, const SplitLimits& limits, bool immediate) {
   Split split{length, 1, false};
-  if (length == 0) return split;
   const uint64_t longest = std::min(limits.max_write_bytes, kChunkBytes);
+  if (length <= longest && (limits.links == 1 || length < 2 * kStripeBytes)) return split;
   uint64_t parts = divide_up(length, longest);
   if (limits.links > 1) parts = std::max(parts, std::min<uint64_t>(kMaxParts, length / kStripeBytes));
   if (immediate && parts > kMaxParts) {
@@ -58,7 +58,7 @@ void gather_immediates(std::span<WorkRequest> batch) {
   }
 }
 
-PieceSource::PieceSource(std::shared_ptr<Region> region, std::vector<Piece> pieces, bool read, int64_t immediate_id,
+PieceSource::PieceSource(std::shared_ptr<Region> region, Few<Piece> pieces, bool read, int64_t immediate_id,
                          const SplitLimits& limits)
     : region_(std::move(region)),
       pieces_(std::move(pieces)),
@@ -69,13 +69,13 @@ PieceSource::PieceSource(std::shared_ptr<Region> region, std::vector<Piece> piec
     total_bytes_ += piece.length;
     if (immediate_id_ >= 0 && split_write(piece.length, limits_, true).trailing) trailing_units_ += kUnitsPerArrival;
   }
-  // Nothing to move and nobody to tell: no WR at all.
-  if (immediate_id_ < 0) std::erase_if(pieces_, [](const Piece& piece) { return piece.length == 0; });
   enter_piece();
 }
 
 void PieceSource::enter_piece() {
   part_ = 0;
+  // Nothing to move and nobody to tell: no WR at all.
+  while (immediate_id_ < 0 && piece_ < pieces_.size() && pieces_[piece_].length == 0) ++piece_;
   if (piece_ < pieces_.size()) split_ = split_write(pieces_[piece_].length, limits_, immediate_id_ >= 0);
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/few.h"
 #include "engine/immediate.h"
 #include "engine/memory.h"
 
@@ -96,7 +97,7 @@ struct Piece {
 class PieceSource final : public WorkSource {
  public:
   // `immediate_id` < 0: none. `region` may be null if every piece is empty.
-  PieceSource(std::shared_ptr<Region> region, std::vector<Piece> pieces, bool read, int64_t immediate_id,
+  PieceSource(std::shared_ptr<Region> region, Few<Piece> pieces, bool read, int64_t immediate_id,
               const SplitLimits& limits);
   size_t fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) override;
   bool exhausted() const override { return piece_ == pieces_.size(); }
@@ -110,7 +111,7 @@ class PieceSource final : public WorkSource {
   void enter_piece();
 
   RegionUse region_;
-  std::vector<Piece> pieces_;
+  Few<Piece> pieces_;
   bool read_;
   int64_t immediate_id_;
   SplitLimits limits_;

@@ -62,29 +62,36 @@ void Engine::run() {
 }
 
 void Engine::submit(std::shared_ptr<Operation> operation) {
-  Operation* raw = operation.get();
-  raw->queued_self = std::move(operation);
-  commands_.push(raw);
-  if (closed()) {  // nobody drives any more: it ends here and now
-    const auto lock = lock_driver();
-    take_commands();
-    return;
-  }
   bool left_over = true, later = false;
   if (!options_.spin && drive_.try_lock()) {
     std::unique_lock lock(drive_, std::adopt_lock);
     inline_submissions_.store(inline_submissions_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-    drive(true);
+    touched_.clear();
+    if (commands_.maybe_nonempty()) take_commands();  // who came before goes before
+    start(std::move(operation));
+    // Only what has just been started: of the rest whoever left it has told the worker.
     left_over = commands_.maybe_nonempty();
-    for (const auto& peer : peers_) {
-      left_over |= peer->any_ready();
-      for (const auto& link : peer->links) {
+    for (size_t i = 0; i < touched_.size(); ++i) {
+      Peer& peer = *touched_[i];
+      if (peer.any_ready()) pump(peer, kInlineBytes);
+      left_over |= peer.any_ready();
+      for (const auto& link : peer.links) {
         left_over |= !link->stash.empty();
-        later |= !link->want_flush.empty() || (link->link && link->link->outstanding() > 0 && link->nic->wait_fd() < 0);
+        later |= !link->want_flush.empty() || (link->nic->wait_fd() < 0 && link->link && link->link->outstanding() > 0);
       }
     }
     if (finished_any_ && inline_asleep_.load()) inline_bell_.ring();
     finished_any_ = false;
+    if (!left_over && !later) return;
+  } else {
+    Operation* raw = operation.get();
+    raw->queued_self = std::move(operation);
+    commands_.push(raw);
+    if (closed()) {  // nobody drives any more: it ends here and now
+      const auto lock = lock_driver();
+      take_commands();
+      return;
+    }
   }
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (left_over || later) {
@@ -101,7 +108,7 @@ class StopCommand final : public Operation {
  public:
   StopCommand(std::weak_ptr<Engine> engine, std::shared_ptr<Operation> target)
       : Operation(std::move(engine)), target_(std::move(target)) {}
-  void start(Engine& engine) override {
+  void start(Engine& engine, std::shared_ptr<Operation>) override {
     if (!target_->done()) target_->stop(engine);
     target_.reset();
   }
@@ -116,11 +123,16 @@ void Engine::request_stop(std::shared_ptr<Operation> operation) {
   submit(std::make_shared<StopCommand>(weak_from_this(), std::move(operation)));
 }
 
+void Engine::start(std::shared_ptr<Operation> operation) {
+  Operation& started = *operation;
+  started.driver_ = this;
+  started.start(*this, std::move(operation));
+}
+
 bool Engine::take_commands() {
   bool any = false;
   while (auto* node = commands_.pop()) {
-    const auto operation = std::move(static_cast<Operation*>(node)->queued_self);
-    operation->start(*this);
+    start(std::move(static_cast<Operation*>(node)->queued_self));
     any = true;
   }
   if (any_retired_.load(std::memory_order_acquire)) {
@@ -138,15 +150,15 @@ bool Engine::take_commands() {
   return any;
 }
 
-bool Engine::drive(bool inline_submission) {
+bool Engine::drive() {
   bool busy = take_commands();
-  if (!inline_submission) busy |= poll_nics();
+  busy |= poll_nics();
+  touched_.clear();  // all are served
   for (size_t i = 0; i < peers_.size(); ++i) {
     Peer& peer = *peers_[i];
-    busy |= pump(peer, inline_submission ? kInlineBytes : kDriveBytes);
+    busy |= pump(peer, kDriveBytes);
     if (peer.ack_due) send_due_records(peer, 0);
   }
-  if (inline_submission) return busy;
   for (const auto& watcher : watchers_) {
     if (watcher->look()) {
       watcher_activity_ns_ = now_ns();
@@ -267,8 +279,11 @@ void Engine::worker_main() {
       const bool submitting = quiet < kSubmitHold && seen != submissions;
       if (others || submitting || quiet < kParkHold || (parked && !lock.try_lock())) {
         const bool deep = others && quiet > kDeepAfter;
-        if (others) hold = std::min(2 * hold, deep ? kDeepHold : kLongestHold);
-        park(others ? hold : kParkHold, deep);
+        // Threads that submit and look at their operations by themselves drive when they have to. Nobody does for those
+        // who only want to be told.
+        const bool left_alone = others || (submitting && listeners_.load(std::memory_order_relaxed) <= 0);
+        if (left_alone) hold = std::min(2 * hold, deep ? kDeepHold : kLongestHold);
+        park(left_alone ? hold : kParkHold, deep);
         last_busy = now_ns();
         parked = true;
         continue;
@@ -282,7 +297,7 @@ void Engine::worker_main() {
     }
     bool busy = false;
     for (int i = 0; i < 16; ++i) {
-      busy |= drive(false);
+      busy |= drive();
       if (napping || inline_waiters_.load(std::memory_order_relaxed) > 0) break;
     }
     napping = false;
@@ -317,13 +332,13 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
     }
     return operation.done();
   }
-  last_inline_ns_.store(start, std::memory_order_relaxed);
+  int64_t now = start;
+  last_inline_ns_.store(now, std::memory_order_relaxed);
   inline_waiters_.fetch_add(1, std::memory_order_seq_cst);
   if (worker_rest_.load(std::memory_order_seq_cst) == Rest::kAsleep) worker_bell_.ring();  // it parks
   bool more_to_do = false;
   int64_t yielding_since = 0;
-  while (!operation.done()) {
-    int64_t now = now_ns();
+  for (; !operation.done(); now = now_ns()) {
     if (now >= deadline) break;
     if (!drive_.try_lock()) {
       // The worker is about to park, or another waiter drives for us too.
@@ -339,12 +354,13 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
     std::unique_lock lock(drive_, std::adopt_lock);
     ++totals_.inline_drives;
     int64_t last_busy = now;
-    uint32_t idle_loops = 0;
+    uint32_t idle_loops = 0, busy_loops = 0;
     bool napping = false;  // the last sleep ended by itself: look once, and sleep again
     while (!operation.done()) {
-      if (drive(false)) {
+      if (drive()) {
         idle_loops = 0;
         napping = false;
+        if ((++busy_loops & 63) == 0 && (now = now_ns()) >= deadline) break;  // whatever else goes on
       } else {
         cpu_relax();
         if ((++idle_loops & 63) == 0 || napping) {
@@ -367,13 +383,18 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
     finished_any_ = false;
     more_to_do = has_work() || closed();
   }
-  last_inline_ns_.store(now_ns(), std::memory_order_relaxed);
+  // As of the last look at the clock, which is some tens of turns old at most.
+  last_inline_ns_.store(now, std::memory_order_relaxed);
   if (inline_waiters_.fetch_sub(1, std::memory_order_seq_cst) > 1) hand_over();
   // A worker that is parked comes back by itself when nobody has waited for a while; to ring it now would only make it
   // fight for the core with a caller that is about to wait for the next operation.
   const Rest rest = worker_rest_.load(std::memory_order_seq_cst);
   if (rest == Rest::kParkedDeep || (more_to_do && rest == Rest::kAsleep)) worker_bell_.ring();
   return operation.done();
+}
+
+void Engine::note_wait() {
+  if (!options_.spin) last_inline_ns_.store(now_ns(), std::memory_order_relaxed);
 }
 
 void Engine::sleep_as_waiter(Operation& operation, int64_t timeout_ns) {

@@ -23,7 +23,7 @@ constexpr int64_t kSignalCheck = 50'000'000;  // ns between looks at Ctrl-C whil
 
 // Waits without the GIL, in slices, so that a signal handler gets its turn.
 bool wait(Operation& operation, double seconds) {
-  if (operation.done()) return true;
+  if (operation.done()) return operation.wait(0);
   const int64_t deadline = seconds > 1e9 ? INT64_MAX : now_ns() + static_cast<int64_t>(seconds * 1e9);
   while (true) {
     const int64_t slice = std::min(deadline - now_ns(), kSignalCheck);

@@ -154,8 +154,8 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
   check_range(read ? "source" : "destination", remote_offset, length, remote->length);
   check_keys(*peer, *remote);
   auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm);
-  std::vector<Piece> pieces{{local_offset, std::move(remote), remote_offset, length}};
-  auto source = std::make_unique<PieceSource>(std::move(region), std::move(pieces), read, imm, peer->limits);
+  Piece piece{local_offset, std::move(remote), remote_offset, length};
+  auto source = std::make_unique<PieceSource>(std::move(region), std::move(piece), read, imm, peer->limits);
   transfer->add_lane(std::move(peer), std::move(source));
   return submit(self, std::move(transfer));
 }
@@ -219,7 +219,7 @@ std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::sha
   if (imm < 0) throw nb::value_error("a barrier needs an immediate");
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
   for (const auto& peer : peers) {
-    transfer->add_lane(peer, std::make_unique<PieceSource>(nullptr, std::vector<Piece>(1), false, imm, peer->limits));
+    transfer->add_lane(peer, std::make_unique<PieceSource>(nullptr, Piece{}, false, imm, peer->limits));
   }
   return submit(self, std::move(transfer));
 }

@@ -216,3 +216,48 @@ TEST_CASE("threads submit, cancel and wait at once; the engine closes under them
     CHECK(ended == 200);
   }
 }
+
+TEST_CASE("a wait ends in time while others keep the engine busy") {
+  TestFabric fabric;
+  TestEngine a(fabric.name, "a", 1), b(fabric.name, "b", 1);
+  const auto [to_b, to_a] = join(a, b);
+  std::vector<std::byte> source(4096), target(4096);
+  const auto from = b.memory(source), into = a.memory(target);
+  const auto keys = a.keys(*into);
+  std::atomic<bool> stop{false};
+  std::thread busy([&, peer = to_a] {
+    std::vector<std::shared_ptr<Transfer>> under_way(64);
+    for (size_t i = 0; !stop; ++i) {
+      auto& slot = under_way[i % under_way.size()];
+      if (slot) slot->wait(10 * kSecond);
+      slot = b.write(peer, from, 0, keys, 0, 8, 1);
+    }
+  });
+  const auto never = a.expect(2, 1, 60 * kSecond);
+  for (int i = 0; i < 5; ++i) {
+    const int64_t begin = now_ns();
+    CHECK(!never->wait(kSecond / 20));
+    CHECK(now_ns() - begin < kSecond);
+  }
+  stop = true;
+  busy.join();
+}
+
+TEST_CASE("a row of few: one in itself, more in memory of their own") {
+  for (size_t count = 0; count < 5; ++count) {
+    Few<std::unique_ptr<size_t>> row, sized;
+    for (size_t i = 0; i < count; ++i) row.emplace_back() = std::make_unique<size_t>(i);
+    const auto moved = std::move(row);
+    CHECK(moved.size() == count);
+    CHECK(moved.empty() == (count == 0));
+    size_t seen = 0;
+    for (const auto& member : moved) CHECK(*member == seen++);
+    CHECK(seen == count);
+    sized.resize(count);
+    CHECK(static_cast<size_t>(sized.end() - sized.begin()) == count);
+  }
+  CHECK(Few<int>(7)[0] == 7);
+  CHECK(Few<int>(std::vector<int>{}).empty());
+  CHECK(Few<int>(std::vector<int>{1, 2})[1] == 2);
+  CHECK(Few<int>(std::vector<int>{3}).size() == 1);
+}

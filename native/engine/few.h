@@ -1,0 +1,48 @@
+// A row of which there is nearly always one, which then needs no memory of its own: a write has one piece, one peer
+// and one link.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+namespace railwire {
+
+// Contiguous, like a vector; T is default-constructible. Adding a second one moves the first.
+template <class T>
+class Few {
+ public:
+  Few() = default;
+  Few(T one) : one_(std::move(one)), count_(1) {}       // NOLINT: a T is a row of one
+  Few(std::vector<T> all) : several_(std::move(all)) {  // NOLINT: so is any vector
+    count_ = several_.size();
+  }
+  Few(Few&&) = default;
+  Few& operator=(Few&&) = default;
+
+  T& emplace_back() {
+    if (++count_ == 1) return one_;
+    if (several_.empty()) several_.push_back(std::move(one_));
+    return several_.emplace_back();
+  }
+  // Only of an empty row: so many new ones.
+  void resize(size_t count) {
+    count_ = count;
+    if (count > 1) several_.resize(count);
+  }
+  size_t size() const { return count_; }
+  bool empty() const { return count_ == 0; }
+  T* begin() { return several_.empty() ? &one_ : several_.data(); }
+  T* end() { return begin() + count_; }
+  const T* begin() const { return several_.empty() ? &one_ : several_.data(); }
+  const T* end() const { return begin() + count_; }
+  T& operator[](size_t index) { return begin()[index]; }
+  const T& operator[](size_t index) const { return begin()[index]; }
+
+ private:
+  T one_{};
+  std::vector<T> several_;  // all of them, if they are more than one
+  size_t count_ = 0;
+};
+
+}  // namespace railwire
