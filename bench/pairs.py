@@ -5,6 +5,7 @@ No router takes part: the client does for each connector what its router does, s
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -24,12 +25,19 @@ import aiohttp
 CONTENDERS = ("railwire", "nixl-pull", "nixl-push")
 START_SECONDS = 400.0
 _names = itertools.count()
+_ports = itertools.count(20000 + os.getpid() % 1000 * 12)
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """None of those that the kernel gives away itself: by the time the server binds it, somebody would have it."""
+    for port in _ports:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("endless")
 
 
 @dataclass
@@ -42,11 +50,49 @@ class Answer:
     total: float = 0.0
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How the machine is shared out, the same for all contenders."""
+
+    cores: int = 1  # that each engine computes with
+    bound: bool = True
+    nap: bool = True
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--cores", type=int, default=1, metavar="N", help="each engine computes with N threads (1)")
+        parser.add_argument("--unbound", action="store_true", help="bind nothing to cores: side threads find another")
+        parser.add_argument("--no-nap", action="store_true", help="leave sched_yield() as it is: for many cores")
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Placement:
+        return cls(arguments.cores, not arguments.unbound, not arguments.no_nap)
+
+    @property
+    def roomy(self) -> bool:
+        """All pairs can start at once."""
+        return (os.cpu_count() or 1) >= 4 * len(CONTENDERS)
+
+    def environment(self, place: int) -> dict[str, str]:
+        """Place 0 has the first cores, place 1 the next."""
+        cores = f"{place * self.cores}-{(place + 1) * self.cores - 1}" if self.bound else "nobind"
+        variables = {"VLLM_CPU_OMP_THREADS_BIND": cores, "OMP_NUM_THREADS": str(self.cores)}
+        if self.nap:
+            variables["LD_PRELOAD"] = str(Path(sys.prefix) / "lib" / "nap_instead_of_yield.so")
+        return variables
+
+
 class Server:
     """One vLLM process group."""
 
     def __init__(
-        self, name: str, core: int | None, transfer: dict[str, Any], model: Path, folder: Path, flags: list[str]
+        self,
+        name: str,
+        transfer: dict[str, Any],
+        model: Path,
+        folder: Path,
+        flags: list[str],
+        variables: dict[str, str],
     ) -> None:
         self.name = name
         self.port = free_port()
@@ -60,13 +106,11 @@ class Server:
         self.environment = {
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind" if core is None else str(core),
-            "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "nap_instead_of_yield.so"),  # the same for all contenders
             "UCX_TLS": "shm,tcp,self",
             "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()),
+            **variables,
         }
         self.side_port = int(self.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"])
         self.process: subprocess.Popen[bytes] | None = None
@@ -127,12 +171,18 @@ class Pair:
     """A prefill and a decode process with one connector."""
 
     def __init__(
-        self, contender: str, model: Path, folder: Path, flags: list[str], trace: Path | None = None, bound: bool = True
+        self,
+        contender: str,
+        model: Path,
+        folder: Path,
+        flags: list[str],
+        placement: Placement,
+        trace: Path | None = None,
     ) -> None:
         self.contender = contender
         self.engine_id = f"{contender}-p"
         servers = []
-        for role, core in (("kv_producer", 0), ("kv_consumer", 1)):
+        for place, role in enumerate(("kv_producer", "kv_consumer")):
             if contender == "railwire":
                 transfer: dict[str, Any] = {
                     "kv_connector": "RailwireConnector",
@@ -145,7 +195,8 @@ class Pair:
                 transfer = {"kv_connector": "NixlPushConnector" if contender == "nixl-push" else "NixlConnector"}
                 transfer["engine_id"] = self.engine_id if role == "kv_producer" else f"{contender}-d"
             transfer["kv_role"] = role
-            servers.append(Server(f"{contender}-{role[3:]}", core if bound else None, transfer, model, folder, flags))
+            variables = placement.environment(place)
+            servers.append(Server(f"{contender}-{role[3:]}", transfer, model, folder, flags, variables))
         self.prefill, self.decode = servers
         self.prefiller: dict[str, Any] | None = None  # Railwire's descriptors, from the first answer
 
@@ -164,9 +215,10 @@ class Pair:
         """Makes the handshake, so that no measured request has to."""
         self.prefiller = None
         params = {"do_remote_decode": True}
+        prompt = list(range(5, 40))
         body = {
             "model": "m",
-            "prompt": list(range(5, 40)),
+            "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0,
             "kv_transfer_params": params,
@@ -175,9 +227,9 @@ class Pair:
             async with http.post(f"{self.prefill.url}/v1/completions", json=body) as response:
                 answer = await response.json()
             self.prefiller = answer["kv_transfer_params"]["prefiller"]
-            await self._decode(http, body["prompt"], 1, {}, answer["kv_transfer_params"], Answer(), time.monotonic())
+            await self._decode(http, prompt, 1, {}, answer["kv_transfer_params"], Answer(), time.monotonic())
         else:
-            await self.ask(http, body["prompt"], 1)
+            await self.ask(http, prompt, 1)
 
     async def ask(self, http: aiohttp.ClientSession, prompt: list[int], max_tokens: int) -> Answer:
         """One request, as this connector's router sends it."""
@@ -190,7 +242,7 @@ class Pair:
             await self._decode(http, prompt, max_tokens, headers, params, answer, began)
             return answer
         if self.contender == "nixl-push":
-            leg = {"do_remote_decode": True}
+            leg: dict[str, Any] = {"do_remote_decode": True}
             other: dict[str, Any] = {
                 "do_remote_prefill": True,
                 "remote_engine_id": self.engine_id,

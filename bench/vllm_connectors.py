@@ -1,9 +1,11 @@
 """Time to first token and throughput of vLLM pairs with Railwire's connector and with NIXL's, on the same prompts.
 
     .venv-vllm/bin/python bench/vllm_connectors.py [--quick] [--cells 1x600,4x600] [--json FILE] [--plot FILE.png]
+    .venv-vllm/bin/python bench/vllm_connectors.py --cores 4 --unbound --no-nap  # on a machine of 16 cores or more
 
 Contenders take turns, round after round, and are stopped while it is another's; each prompt is new to all of them
-(prefix caching is off). Two cores: prefill on the first, decode on the second; the client shares them.
+(prefix caching is off). Two cores: prefill on the first, decode on the second; the client shares them. A contender
+of which a turn fails, or takes longer than --patience, is out.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
-from pairs import CONTENDERS, Answer, Pair, Server, end_on_sigterm
+from pairs import CONTENDERS, Answer, Pair, Placement, Server, end_on_sigterm
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +31,7 @@ from railwire.runner import export
 
 MODEL = Path(__file__).resolve().parents[1] / "build" / "models" / "smollm2"
 ANSWER = 8
+T = TypeVar("T")
 # (concurrent, prompt tokens) -> (rounds, requests per round)
 CELLS = {
     (1, 100): (12, 2), (1, 600): (10, 1), (1, 3000): (5, 1),
@@ -43,40 +48,63 @@ async def take_turn(pairs: dict[str, Pair], pair: Pair) -> None:
         await asyncio.sleep(0.5)  # it notices that it has been away
 
 
-async def measure(pairs: dict[str, Pair], cells: dict[tuple[int, int], tuple[int, int]]) -> list[dict[str, Any]]:
+async def measure(
+    pairs: dict[str, Pair],
+    cells: dict[tuple[int, int], tuple[int, int]],
+    patience: float,
+    report: Callable[[dict[str, Any]], None],
+) -> None:
     rng = random.Random(11)
-    rows = []
-    timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
-        for pair in pairs.values():
+    names = list(pairs)  # still taking part
+
+    async def turn(name: str, work: Coroutine[Any, Any, T]) -> T | None:
+        try:
+            return await asyncio.wait_for(work, patience)
+        except (asyncio.TimeoutError, aiohttp.ClientError, RuntimeError, OSError, KeyError) as error:
+            names.remove(name)
+            report({"contender": name, "failed": repr(error)})
+            return None
+
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
+    ) as http:
+
+        async def warm(pair: Pair) -> None:
             await take_turn(pairs, pair)
             await pair.learn(http)
             await pair.ask(http, [rng.randrange(100, 40000) for _ in range(300)], ANSWER)
+
+        async def ask_all(pair: Pair, prompts: list[list[int]], at_once: int) -> tuple[float, list[Answer]]:
+            gate = asyncio.Semaphore(at_once)
+            await take_turn(pairs, pair)
+
+            async def one(prompt: list[int]) -> Answer:
+                async with gate:
+                    return await pair.ask(http, prompt, ANSWER)
+
+            began = time.monotonic()
+            results = await asyncio.gather(*map(one, prompts))
+            return time.monotonic() - began, results
+
+        for name, pair in pairs.items():
+            await turn(name, warm(pair))
         for (at_once, length), (rounds, requests) in cells.items():
-            answers: dict[str, list[Answer]] = {name: [] for name in pairs}
-            seconds = dict.fromkeys(pairs, 0.0)
-            wrong = dict.fromkeys(pairs, 0)
-            order = list(pairs)
+            answers: dict[str, list[Answer]] = {name: [] for name in names}
+            seconds = dict.fromkeys(names, 0.0)
+            wrong = dict.fromkeys(names, 0)
             for number in range(rounds):
                 prompts = [[rng.randrange(100, 40000) for _ in range(length)] for _ in range(requests)]
                 given: dict[str, list[list[int]]] = {}
-                for name in order[number % len(order) :] + order[: number % len(order)]:
-                    gate = asyncio.Semaphore(at_once)
-                    await take_turn(pairs, pairs[name])
-
-                    async def one(prompt: list[int], pair: Pair, gate: asyncio.Semaphore) -> Answer:
-                        async with gate:
-                            return await pair.ask(http, prompt, ANSWER)
-
-                    began = time.monotonic()
-                    results = await asyncio.gather(*(one(prompt, pairs[name], gate) for prompt in prompts))
-                    seconds[name] += time.monotonic() - began
-                    answers[name] += results
-                    given[name] = [result.tokens for result in results]
-                reference = given[order[0]]
-                for name in order[1:]:
-                    wrong[name] += sum(a != b for a, b in zip(given[name], reference, strict=True))
-            for name in pairs:
+                if not names:
+                    raise SystemExit("no contender is left")
+                for name in names[number % len(names) :] + names[: number % len(names)]:
+                    if result := await turn(name, ask_all(pairs[name], prompts, at_once)):
+                        seconds[name] += result[0]
+                        answers[name] += result[1]
+                        given[name] = [answer.tokens for answer in result[1]]
+                for name in names:
+                    wrong[name] += sum(a != b for a, b in zip(given[name], given[names[0]], strict=True))
+            for name in names:
                 first = np.array([answer.first for answer in answers[name]])
                 row = {
                     "contender": name, "at_once": at_once, "tokens": length, "requests": len(first),
@@ -85,9 +113,7 @@ async def measure(pairs: dict[str, Pair], cells: dict[tuple[int, int], tuple[int
                     "prompt_tokens_per_s": round(length * len(first) / seconds[name], 1),
                     "other_answers_than_railwire": wrong[name],
                 }  # fmt: skip
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-    return rows
+                report(row)
 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> None:
@@ -95,10 +121,12 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> None:
     out = Table("at once", "tokens", *[f"{name} p50 / p99 ms" for name in names], *[f"{name} tok/s" for name in names])
     cells: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault((row["at_once"], row["tokens"]), {})[row["contender"]] = row
+        if "failed" not in row:
+            cells.setdefault((row["at_once"], row["tokens"]), {})[row["contender"]] = row
     for (at_once, length), by_name in cells.items():
-        times = [f"{by_name[n]['ttft_p50_ms']:.0f} / {by_name[n]['ttft_p99_ms']:.0f}" for n in names]
-        rates = [f"{by_name[n]['prompt_tokens_per_s']:.0f}" for n in names]
+        found = [by_name.get(name) for name in names]
+        times = [f"{row['ttft_p50_ms']:.0f} / {row['ttft_p99_ms']:.0f}" if row else "-" for row in found]
+        rates = [f"{row['prompt_tokens_per_s']:.0f}" if row else "-" for row in found]
         out.add_row(str(at_once), str(length), *times, *rates)
     console.print(out)
 
@@ -168,10 +196,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cells", help="some cells only, in this order, CONCURRENTxTOKENS: 1x600,4x600")
-    parser.add_argument("--unbound", action="store_true", help="bind nothing to cores: side threads find another one")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="N times as many rounds in each cell")
+    parser.add_argument("--patience", type=float, default=600.0, metavar="SECONDS", help="with one turn (600)")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--logs", type=Path, help="an existing folder for the logs of all processes")
+    Placement.add_options(parser)
     arguments = parser.parse_args()
     end_on_sigterm()
     if not (MODEL / "tokenizer_config.json").is_file():
@@ -179,30 +210,39 @@ def main() -> None:
     names = arguments.contenders.split(",")
     cells = QUICK if arguments.quick else CELLS
     if arguments.cells:
-        wanted = [tuple(map(int, cell.split("x"))) for cell in arguments.cells.split(",")]
+        wanted = [(int(at_once), int(length)) for at_once, length in re.findall(r"(\d+)x(\d+)", arguments.cells)]
         if unknown := [cell for cell in wanted if cell not in CELLS]:
             parser.error(f"no such cells: {unknown}; there are {list(CELLS)}")
         cells = {cell: CELLS[cell] for cell in wanted}
+    cells = {cell: (arguments.repeat * rounds, requests) for cell, (rounds, requests) in cells.items()}
+    placement = Placement.of(arguments)
+    rows: list[dict[str, Any]] = []
+
+    def report(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        if arguments.json:  # row by row: a run can be cut short
+            arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         trace = Path(folder) / "trace.jsonl"
         flags = ["--dtype", "bfloat16", "--max-model-len", "4096"]
-        pairs = {name: Pair(name, MODEL, Path(folder), flags, trace, not arguments.unbound) for name in names}
+        logs = arguments.logs or Path(folder)
+        pairs = {name: Pair(name, MODEL, logs, flags, placement, trace) for name in names}
         servers = [server for pair in pairs.values() for server in (pair.prefill, pair.decode)]
         try:
-            for pair in pairs.values():  # two at a time: there are two cores
-                for server in (pair.prefill, pair.decode):
+            for some in [servers] if placement.roomy else [servers[at : at + 2] for at in range(0, len(servers), 2)]:
+                for server in some:
                     server.start()
-                for server in (pair.prefill, pair.decode):
+                for server in some:
                     server.ready()
-                print(f"{pair.contender} is up", flush=True)
-            rows = asyncio.run(measure(pairs, cells))
+                    print(f"{server.name} is up", flush=True)
+            asyncio.run(measure(pairs, cells, arguments.patience, report))
             for pair in pairs.values():
                 pair.rest(False)
             table(rows, names)
             if "railwire" in pairs:
                 own_figures(pairs["railwire"].prefill, trace)
-            if arguments.json:
-                arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
             if arguments.plot:
                 asyncio.run(picture(pairs, trace, arguments.plot))
         except BaseException:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from pairs import CONTENDERS, Pair, Server, end_on_sigterm
+from pairs import CONTENDERS, Pair, Placement, Server, end_on_sigterm
 from rich.console import Console
 from rich.table import Table
 from vllm_connectors import MODEL
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--json", type=Path)
+    Placement.add_options(parser)
     arguments = parser.parse_args()
     end_on_sigterm()
     if not (MODEL / "tokenizer_config.json").is_file():
@@ -126,7 +127,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         for name in arguments.contenders.split(","):
-            pair = Pair(name, MODEL, Path(folder), ["--dtype", "float32", "--max-model-len", "2048"])
+            flags = ["--dtype", "float32", "--max-model-len", "2048"]
+            pair = Pair(name, MODEL, Path(folder), flags, Placement.of(arguments))
             try:
                 for server in (pair.prefill, pair.decode):
                     server.start()
