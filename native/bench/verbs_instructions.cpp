@@ -3,8 +3,8 @@
 //
 //   verbs_instructions pages COUNT   one write_pages of COUNT scattered pages of 4 KiB, through the whole engine
 //   verbs_instructions writes COUNT  COUNT writes of 64 B, each submitted and waited for, through the whole engine
-//   verbs_instructions turns COUNT   COUNT writes of 8 B in turns with the peer's: each answers an arrival, expected
-//   before verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
+//   verbs_instructions turns COUNT   COUNT writes of 8 B in turns with the peer's: each answers an expected arrival
+//   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

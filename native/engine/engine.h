@@ -151,10 +151,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool pump(Peer& peer, uint64_t byte_budget);
   bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
   bool post_at_once(Lane& lane);
-  bool post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget);
+  size_t post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget);
   void count_posted(PeerLink& link, std::span<const WorkRequest> taken, uint64_t& byte_budget);
   void all_posted(Lane& lane);
-  bool broke_while_posting(PeerLink& link);
+  void look_for_break(PeerLink& link);
   void work_request_done(const Completion& completion, uint32_t nic);
   void flush_done(PeerLink& link, Status status);
   void maybe_flush(PeerLink& link);

@@ -140,9 +140,8 @@ void Engine::count_posted(PeerLink& link, std::span<const WorkRequest> taken, ui
   byte_budget -= std::min(byte_budget, written + read);
 }
 
-// Posts at most so many WRs of the lane; what the link does not take waits in its stash. False: it took less than it
-// was given.
-bool Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget) {
+// Posts at most so many WRs of the lane and returns how many the link took; the rest of them wait in its stash.
+size_t Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget) {
   const bool alone = link.peer->links.size() == 1;
   const NicInfo& nic = link.nic->info();
   LaneLink& share = lane.links[link.index];
@@ -167,7 +166,7 @@ bool Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_b
         static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
   }
   if (taken < filled) link.stash.assign(batch_.data() + taken, batch_.data() + filled);
-  return taken == filled;
+  return taken;
 }
 
 // All of the lane has been handed to links.
@@ -177,11 +176,10 @@ void Engine::all_posted(Lane& lane) {
   if (lane.outstanding == 0) advance(lane);
 }
 
-// True if the link has broken, and nothing else will say so.
-bool Engine::broke_while_posting(PeerLink& link) {
-  if (!link.link->broken() || break_will_be_told(link)) return false;
+// A link that took less than it was given is full, or has broken, which something else may tell soon.
+void Engine::look_for_break(PeerLink& link) {
+  if (!link.link->broken() || break_will_be_told(link)) return;
   link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke while posting"}, true);
-  return true;
 }
 
 // A short lane that finds nothing before it goes out at once, without the queues.
@@ -193,13 +191,13 @@ bool Engine::post_at_once(Lane& lane) {
   const size_t depth = link.nic->info().link_depth, outstanding = link.link->outstanding();
   if (outstanding >= depth) return false;
   uint64_t budget = kShortBytes;
-  const bool taken = post_some(link, lane, std::min(kBatch, depth - outstanding), budget);
+  post_some(link, lane, std::min(kBatch, depth - outstanding), budget);
   if (!lane.source->exhausted()) {
     make_ready(lane);
   } else {
     all_posted(lane);
   }
-  if (!taken) broke_while_posting(link);
+  if (!link.stash.empty()) look_for_break(link);
   return true;
 }
 
@@ -211,7 +209,7 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
     count_posted(link, {link.stash.data(), taken}, byte_budget);
     link.stash.erase(link.stash.begin(), link.stash.begin() + static_cast<ptrdiff_t>(taken));
     if (!link.stash.empty()) {
-      broke_while_posting(link);
+      look_for_break(link);
       return taken > 0;
     }
     any = true;
@@ -230,15 +228,13 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       if (large && outstanding >= 2 + kLinkBacklogBytes / length) break;
       most = std::min<size_t>(most, large ? 1 : kLinkTurn);
     }
-    const uint64_t before = nic_stats_[link.ends.local_nic].work_requests;
-    const bool all_taken = post_some(link, lane, most, byte_budget);
-    any |= nic_stats_[link.ends.local_nic].work_requests > before;
+    any |= post_some(link, lane, most, byte_budget) > 0;
     if (lane.source->exhausted()) {
       queue.pop_front();
       all_posted(lane);
     }
-    if (!all_taken) {
-      broke_while_posting(link);
+    if (!link.stash.empty()) {
+      look_for_break(link);
       break;
     }
     if (peer.links.size() > 1) break;
