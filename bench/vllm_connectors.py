@@ -52,7 +52,7 @@ async def measure(
     pairs: dict[str, Pair],
     cells: dict[tuple[int, int], tuple[int, int]],
     patience: float,
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[..., None],
 ) -> None:
     rng = random.Random(11)
     names = list(pairs)  # still taking part
@@ -65,9 +65,9 @@ async def measure(
             report({"contender": name, "failed": repr(error)})
             return None
 
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None), connector=aiohttp.TCPConnector(limit=0)
-    ) as http:
+    # A server that was stopped for long closes what was kept alive as soon as it goes on: each request connects anew.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), connector=connector) as http:
 
         async def warm(pair: Pair) -> None:
             await take_turn(pairs, pair)
@@ -113,7 +113,7 @@ async def measure(
                     "prompt_tokens_per_s": round(length * len(first) / seconds[name], 1),
                     "other_answers_than_railwire": wrong[name],
                 }  # fmt: skip
-                report(row)
+                report(row, (1e3 * first).round(1).tolist())
 
 
 def table(rows: list[dict[str, Any]], names: list[str]) -> None:
@@ -195,7 +195,7 @@ def own_figures(prefill: Server, trace: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--cells", help="some cells only, in this order, CONCURRENTxTOKENS: 1x600,4x600")
+    parser.add_argument("--cells", help="some cells only, in this order, CONCURRENTxTOKENS[:ROUNDS]: 1x600,4x600:20")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="N times as many rounds in each cell")
     parser.add_argument("--patience", type=float, default=600.0, metavar="SECONDS", help="with one turn (600)")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
@@ -210,19 +210,26 @@ def main() -> None:
     names = arguments.contenders.split(",")
     cells = QUICK if arguments.quick else CELLS
     if arguments.cells:
-        wanted = [(int(at_once), int(length)) for at_once, length in re.findall(r"(\d+)x(\d+)", arguments.cells)]
-        if unknown := [cell for cell in wanted if cell not in CELLS]:
-            parser.error(f"no such cells: {unknown}; there are {list(CELLS)}")
-        cells = {cell: CELLS[cell] for cell in wanted}
+        wanted = {}
+        for at_once, length, rounds in re.findall(r"(\d+)x(\d+)(?::(\d+))?", arguments.cells):
+            cell = int(at_once), int(length)
+            if cell not in CELLS:
+                parser.error(f"no such cell: {cell}; there are {list(CELLS)}")
+            wanted[cell] = (int(rounds or CELLS[cell][0]), CELLS[cell][1])
+        cells = wanted
     cells = {cell: (arguments.repeat * rounds, requests) for cell, (rounds, requests) in cells.items()}
     placement = Placement.of(arguments)
     rows: list[dict[str, Any]] = []
+    if arguments.json:
+        arguments.json.unlink(missing_ok=True)
 
-    def report(row: dict[str, Any]) -> None:
+    def report(row: dict[str, Any], ttft_ms: list[float] | None = None) -> None:
+        """A row, and in the file the times behind it, request by request in the order of the rounds."""
         rows.append(row)
         print(json.dumps(row), flush=True)
         if arguments.json:  # row by row: a run can be cut short
-            arguments.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with arguments.json.open("a") as file:
+                file.write(json.dumps({**row, "ttft_ms": ttft_ms}) + "\n")
 
     with tempfile.TemporaryDirectory(prefix="railwire-bench-") as folder:
         trace = Path(folder) / "trace.jsonl"
