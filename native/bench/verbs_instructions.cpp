@@ -92,9 +92,7 @@ struct Bed {
     engine->link_halves(*peer);
     engine->activate_peer(*peer, {{other->address(), 0x1000, 7}}, 0, 0);
     region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
-    auto theirs = std::make_shared<RemoteKeys>();
-    *theirs = {.region_id = 1, .length = memory.size(), .keys = {{0x10000, 7}}};
-    keys = theirs;
+    keys = std::make_shared<RemoteKeys>(1, memory.size(), std::vector<RemoteKeys::Key>{{0x10000, 7}});
   }
   std::shared_ptr<Transfer> submit(std::unique_ptr<WorkSource> source) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);

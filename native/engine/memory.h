@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "nic/nic.h"
@@ -12,9 +13,12 @@ namespace railwire {
 
 class Engine;
 
+// Both are shared with Python, which must get no hold on the references that transfers keep: letting go of such a one
+// would wait for the GIL, with the driver's lock in hand. enable_shared_from_this has nanobind give us ours.
+
 // A registration on every NIC of the engine. Alive as long as Python or a transfer in flight holds it; the last
 // reference has the driver deregister it and then tells Python (Event::kRelease) that the owner may go.
-class Region {
+class Region : public std::enable_shared_from_this<Region> {
  public:
   Region(std::weak_ptr<Engine> engine, MemorySpec memory, uint64_t owner)
       : memory(memory), owner(owner), engine_(std::move(engine)) {}
@@ -34,11 +38,15 @@ class Region {
 };
 
 // A peer's region: where its bytes begin and the key to them, for each of the peer's NICs.
-struct RemoteKeys {
+struct RemoteKeys : std::enable_shared_from_this<RemoteKeys> {
   struct Key {
     uint64_t base;
     uint64_t rkey;
   };
+  RemoteKeys() = default;
+  RemoteKeys(uint64_t region_id, uint64_t length, std::vector<Key> keys)
+      : region_id(region_id), length(length), keys(std::move(keys)) {}
+
   uint64_t region_id = 0;
   uint64_t length = 0;
   std::vector<Key> keys;  // by the peer's NIC index

@@ -127,14 +127,12 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("closed", [](const Region& region) { return region.closed.load(); });
 
   nb::class_<RemoteKeys>(m, "RemoteKeys", "A peer's region, by the peer's NIC index.")
-      .def(
-          "__init__",
-          [](RemoteKeys* self, uint64_t region_id, uint64_t length,
-             const std::vector<std::pair<uint64_t, uint64_t>>& keys) {
-            new (self) RemoteKeys{region_id, length, {}};
-            for (const auto& [base, rkey] : keys) self->keys.push_back({base, rkey});
-          },
-          "region_id"_a, "length"_a, "keys"_a);
+      .def(nb::new_([](uint64_t region_id, uint64_t length, const std::vector<std::pair<uint64_t, uint64_t>>& keys) {
+             std::vector<RemoteKeys::Key> by_nic;
+             for (const auto& [base, rkey] : keys) by_nic.push_back({base, rkey});
+             return std::make_shared<RemoteKeys>(region_id, length, std::move(by_nic));
+           }),
+           "region_id"_a, "length"_a, "keys"_a);
 
   nb::class_<Peer>(m, "Peer", "The other end of a connection.")
       .def_ro("id", &Peer::id)
