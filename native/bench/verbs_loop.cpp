@@ -2,9 +2,11 @@
 // (scripts/against-perftest.sh), which are C programs, where an interpreter is emulated and a NIC is not.
 //
 //   verbs_loop lat DEVICE BYTES COUNT           microseconds: half a ping-pong of writes seen by the other's counter
+//   verbs_loop nic DEVICE BYTES COUNT           the same between two of our NICs alone, without an engine
 //   verbs_loop bw  DEVICE BYTES COUNT DEPTH     MiB/s: DEPTH writes in flight, until the receiver has counted all
 //   verbs_loop pages DEVICE BYTES COUNT DEPTH   the same in page lists, two of DEPTH / 2 scattered pages in flight
 //   verbs_loop plain DEVICE BYTES COUNT DEPTH   as bw, without immediates: until the sender's last completion
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -29,6 +31,15 @@ namespace {
 constexpr int64_t kLimit = 120'000'000'000;
 constexpr uint32_t kImmediate = 5;
 
+// Each process on a core of its own, its worker with it: where the scheduler moves them about, figures differ by a
+// fifth from run to run.
+void keep_to_core(int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof set, &set);  // refused on a machine with one core, which needs no placement
+}
+
 // Page-aligned, as perftest's and as engine.allocate() gives it: to a software NIC a page across a boundary is two.
 struct Memory {
   explicit Memory(uint64_t bytes)
@@ -42,8 +53,79 @@ struct Memory {
   std::byte* begin;
 };
 
-struct Side {
-  Side(const std::string& device, int fd, bool first, uint64_t bytes) : fd(fd), first(first), memory(bytes) {
+// To the other process, while there is no connection yet.
+struct Wire {
+  explicit Wire(int fd) : fd(fd) {}
+  void put(const std::vector<std::byte>& bytes) {
+    put_value(bytes.size());
+    if (::write(fd, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) std::exit(1);
+  }
+  void put_value(uint64_t value) {
+    if (::write(fd, &value, sizeof value) != sizeof value) std::exit(1);
+  }
+  std::vector<std::byte> get() {
+    std::vector<std::byte> bytes(get_value());
+    if (recv(fd, bytes.data(), bytes.size(), MSG_WAITALL) != static_cast<ssize_t>(bytes.size())) std::exit(1);
+    return bytes;
+  }
+  uint64_t get_value() {
+    uint64_t value = 0;
+    if (recv(fd, &value, sizeof value, MSG_WAITALL) != sizeof value) std::exit(1);
+    return value;
+  }
+
+  int fd;
+};
+
+// The NIC and one link, with nothing of the engine: what is left of a time when this is taken away is the engine's.
+struct Bare : Wire {
+  Bare(const std::string& device, int fd, bool first, uint64_t bytes)
+      : Wire(fd), first(first), memory(bytes), nic(make_verbs_nic("verbs:" + device, {})), link(nic->create_link()) {
+    own = nic->register_memory({.address = memory.begin, .length = memory.size});
+    put(link->address());
+    put_value(own.remote_base), put_value(own.rkey);
+    link->connect(get());
+    remote = get_value(), rkey = get_value();
+    put_value(1);
+    get_value();
+  }
+  ~Bare() {
+    link->close();
+    link.reset();
+    nic->deregister(own);
+  }
+  size_t write(uint64_t bytes) {
+    const WorkRequest wr{.local = memory.begin,
+                         .local_key = own.local,
+                         .remote = remote,
+                         .rkey = rkey,
+                         .length = bytes,
+                         .flags = WorkRequest::kImmediate,
+                         .immediate = kImmediate};
+    const size_t posted = link->post({&wr, 1});
+    if (posted != 1) std::exit(1);
+    return posted;
+  }
+  void expect(uint64_t arrivals) {
+    while (arrivals > 0) {
+      for (size_t i = 0, n = nic->poll(completions); i < n; ++i) {
+        if (completions[i].status != Status::kOk) std::exit(1);
+        arrivals -= completions[i].kind == Completion::kImmediate;
+      }
+    }
+  }
+
+  bool first;
+  Memory memory;
+  std::unique_ptr<Nic> nic;
+  std::unique_ptr<Link> link;
+  Registration own;
+  uint64_t remote = 0, rkey = 0;
+  Completion completions[64];
+};
+
+struct Side : Wire {
+  Side(const std::string& device, int fd, bool first, uint64_t bytes) : Wire(fd), first(first), memory(bytes) {
     std::vector<std::unique_ptr<Nic>> nics;
     nics.push_back(make_verbs_nic("verbs:" + device, {}));
     engine = std::make_shared<Engine>(
@@ -58,9 +140,7 @@ struct Side {
     put_value(half.pad_address), put_value(half.pad_rkey), put_value(own.remote_base), put_value(own.rkey);
     const auto other = get();
     const uint64_t pad = get_value(), pad_key = get_value(), base = get_value(), key = get_value();
-    auto theirs = std::make_shared<RemoteKeys>();
-    *theirs = {.region_id = 1, .length = bytes, .keys = {{base, key}}};
-    remote = theirs;
+    remote = std::make_shared<RemoteKeys>(1, bytes, std::vector<RemoteKeys::Key>{{base, key}});
     engine->activate_peer(*peer, {{other, pad, pad_key}}, 0, 0);
     put_value(1);  // neither writes before both can take it
     get_value();
@@ -81,12 +161,12 @@ struct Side {
     engine->submit(transfer);
     return transfer;
   }
-  std::shared_ptr<Transfer> write(uint64_t at, uint64_t bytes, bool counted = true) {
+  std::shared_ptr<Transfer> write(uint64_t bytes, bool counted = true) {
     const int64_t immediate = counted ? int64_t{kImmediate} : -1;
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, immediate);
     transfer->submitted_ns = now_ns();
     transfer->add_lane(
-        peer, std::make_unique<PieceSource>(region, Piece{at, remote, at, bytes}, false, immediate, peer->limits));
+        peer, std::make_unique<PieceSource>(region, Piece{0, remote, 0, bytes}, false, immediate, peer->limits));
     engine->submit(transfer);
     return transfer;
   }
@@ -103,25 +183,6 @@ struct Side {
     }
   }
 
-  void put(const std::vector<std::byte>& bytes) {
-    put_value(bytes.size());
-    if (::write(fd, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) std::exit(1);
-  }
-  void put_value(uint64_t value) {
-    if (::write(fd, &value, sizeof value) != sizeof value) std::exit(1);
-  }
-  std::vector<std::byte> get() {
-    std::vector<std::byte> bytes(get_value());
-    if (recv(fd, bytes.data(), bytes.size(), MSG_WAITALL) != static_cast<ssize_t>(bytes.size())) std::exit(1);
-    return bytes;
-  }
-  uint64_t get_value() {
-    uint64_t value = 0;
-    if (recv(fd, &value, sizeof value, MSG_WAITALL) != sizeof value) std::exit(1);
-    return value;
-  }
-
-  int fd;
   bool first;
   Memory memory;
   EventQueue events, handshakes;
@@ -132,12 +193,13 @@ struct Side {
   uint64_t region_id = 0;
 };
 
-void latency(Side& side, uint64_t bytes, size_t count) {
+template <class Either>
+void latency(Either& side, uint64_t bytes, size_t count) {
   std::vector<double> halves;
   for (size_t i = 0; i < count; ++i) {
     const int64_t begin = now_ns();
     if (!side.first) side.expect(1);
-    const auto transfer = side.write(0, bytes);
+    [[maybe_unused]] const auto transfer = side.write(bytes);
     if (side.first) side.expect(1);
     halves.push_back(static_cast<double>(now_ns() - begin) / 2e3);
   }
@@ -158,7 +220,7 @@ void bandwidth(Side& side, const std::string& what, uint64_t bytes, size_t count
     for (size_t i = 0; i < count; ++i) {
       auto& slot = in_flight[i % depth];
       if (slot) side.finish(*slot);
-      slot = what == "pages" ? side.write_pages(bytes, at_once) : side.write(0, bytes, what == "bw");
+      slot = what == "pages" ? side.write_pages(bytes, at_once) : side.write(bytes, what == "bw");
     }
     for (const auto& transfer : in_flight) {
       if (transfer) side.finish(*transfer);
@@ -183,16 +245,25 @@ int main(int argc, char** argv) {
   const pid_t child = fork();
   if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
   const bool first = child != 0;
+  keep_to_core(first ? 0 : 1);
   int code = 0;
-  {
-    Side side(argv[2], fds[first ? 0 : 1], first, std::max<uint64_t>(bytes * std::max<size_t>(depth, 1), 4096));
-    if (what == "lat") {
-      latency(side, bytes, count);
+  const uint64_t room = std::max<uint64_t>(bytes * depth, 4096);
+  const auto work = [&](auto& side) {
+    if constexpr (std::is_same_v<decltype(side), Side&>) {
+      what == "lat" ? latency(side, bytes, count) : bandwidth(side, what, bytes, count, depth);
     } else {
-      bandwidth(side, what, bytes, count, depth);
+      latency(side, bytes, count);
     }
     side.put_value(2);  // closes when the other has finished, too
     side.get_value();
+  };
+  const int fd = fds[first ? 0 : 1];
+  if (what == "nic") {
+    Bare side(argv[2], fd, first, room);
+    work(side);
+  } else {
+    Side side(argv[2], fd, first, room);
+    work(side);
   }
   if (first) waitpid(child, &code, 0);
   return code == 0 ? 0 : 1;

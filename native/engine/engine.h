@@ -147,7 +147,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t next_deadline(int64_t now) const;
   std::unique_lock<std::mutex> lock_driver();
 
-  // progress.cpp: lanes and links
+  // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
   bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
   bool post_at_once(Lane& lane);
@@ -156,15 +156,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void all_posted(Lane& lane);
   void look_for_break(PeerLink& link);
   void work_request_done(const Completion& completion, uint32_t nic);
-  void flush_done(PeerLink& link, Status status);
-  void maybe_flush(PeerLink& link);
   void stop_lane(Lane& lane, Failure failure);
-  void advance(Lane& lane);
-  void landing_proven(Lane& lane);
-  void one_more_proven(LaneLink& share);
   void drop_stash(Lane& lane);
   void make_ready(Lane& lane);
   std::string link_name(const PeerLink& link) const;
+
+  // landing.cpp: the proof of landing
+  void advance(Lane& lane);
+  void maybe_flush(PeerLink& link);
+  void flush_done(PeerLink& link, Status status);
+  void one_more_proven(LaneLink& share);
+  void landing_proven(Lane& lane);
 
   // endings.cpp: the end of lanes and transfers, and what a refused write means
   void lane_failed(Lane& lane, Failure failure);

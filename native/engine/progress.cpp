@@ -1,4 +1,4 @@
-// Lanes and links: posting, completions, and the proof that everything has landed.
+// Lanes and links: posting and completions.
 #include <algorithm>
 #include <utility>
 
@@ -9,8 +9,6 @@ namespace railwire {
 namespace {
 
 constexpr uint64_t kShortBytes = 64 * 1024;         // lanes up to this do not queue behind longer ones
-constexpr int64_t kLazyFlush = 100'000;             // ns that a landing which nobody waits for may stay unproven
-constexpr size_t kFlushAtOnce = 256;                // unproven shares that are flushed without further delay
 constexpr size_t kLinkTurn = 16;                    // short WRs a link takes before the next link's turn
 constexpr uint64_t kLinkBacklogBytes = 512 * 1024;  // of long WRs, per link of several
 
@@ -41,20 +39,6 @@ void Transfer::add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> 
   lane.is_short = total <= kShortBytes;
   lane.source = std::move(source);
   bytes += total;
-}
-
-size_t TrailingSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
-  size_t n = 0;
-  for (; n < out.size() && units_ > 0; ++n) {
-    const auto weight = static_cast<uint32_t>(std::min<uint64_t>(units_, kMaxWeight));
-    units_ -= weight;
-    out[n] = {.remote = ends.pad_address,
-              .rkey = ends.pad_rkey,
-              .flags = WorkRequest::kImmediate,
-              .immediate = encode_immediate(immediate_id_, weight),
-              .context = context};
-  }
-  return n;
 }
 
 void Engine::start_transfer(std::shared_ptr<Transfer> self) {
@@ -357,109 +341,6 @@ void Engine::drop_stash(Lane& lane) {
       return true;
     });
   }
-}
-
-// All WRs of the lane are back: find out whether what they carried has landed.
-void Engine::advance(Lane& lane) {
-  if (lane.phase == Lane::Phase::kProving || lane.phase == Lane::Phase::kFinished) return;
-  lane.phase = Lane::Phase::kProving;
-  Peer& peer = *lane.peer;
-  const bool read = lane.transfer->kind == Transfer::Kind::kRead;
-  lane.unproven = 1;  // held until every link has been looked at
-  for (LaneLink& share : lane.links) {
-    if (!share.used || share.landed) continue;
-    PeerLink& link = *share.link;
-    if (read) {
-      share.landed = true;  // a read's bytes are here, or the NIC has given up on them
-    } else if (link.up) {
-      if (link.nic->info().completion_proves_landing || (share.last_proves && !lane.stopping)) {
-        share.landed = true;
-      } else {
-        ++lane.unproven;
-        if (link.want_flush.empty()) link.flush_due = now_ns() + kLazyFlush;
-        link.want_flush.push_back(&share);
-      }
-    } else {
-      if (!lane.stopping && share.last_proves) {
-        share.landed = true;
-        continue;
-      }
-      if (!lane.stopping && !link.nic->info().completion_proves_landing) {
-        lane_failed(lane, link.failure);
-      }
-      if (!lane.stopping || link.remote_closed || !link.ever_up || peer.process_dead) {
-        share.landed = true;
-      } else if (peer.ended()) {
-        lane.may_still_land = true;
-      } else {
-        ++lane.unproven;
-        link.want_confirmation.push_back(&share);
-      }
-    }
-  }
-  for (LaneLink& share : lane.links) {
-    if (share.link->up && !share.link->want_flush.empty()) maybe_flush(*share.link);
-  }
-  if (--lane.unproven == 0) landing_proven(lane);
-}
-
-void Engine::maybe_flush(PeerLink& link) {
-  if (link.flushing || link.want_flush.empty() || !link.up) return;
-  // A flush costs as much as a short write: one that nobody waits for is put off, and then serves many.
-  const auto wanted = [](const LaneLink* share) { return share->lane->transfer->wanted() || share->lane->stopping; };
-  if (link.want_flush.size() < kFlushAtOnce && std::none_of(link.want_flush.begin(), link.want_flush.end(), wanted) &&
-      now_ns() < link.flush_due) {
-    return;
-  }
-  const uint32_t nic = link.ends.local_nic;
-  const WorkRequest flush{.local = pads_[nic].data() + 8,
-                          .local_key = pad_registrations_[nic].local,
-                          .remote = link.ends.pad_address,
-                          .rkey = link.ends.pad_rkey,
-                          .length = 8,
-                          .flags = WorkRequest::kFlush,
-                          .context = static_cast<WrContext*>(&link)};
-  // One flush proves the landing of everything that had completed before it.
-  if (link.link->post({&flush, 1}) == 1) {
-    link.flushing = true;
-    link.in_flush.swap(link.want_flush);
-  } else if (link.link->broken()) {
-    link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke"}, true);
-  }
-}
-
-void Engine::flush_done(PeerLink& link, Status status) {
-  link.flushing = false;
-  link.last_progress = 0;
-  if (status != Status::kOk) {
-    if (link.up) {
-      link_down(link,
-                {Reason::kLinkFailed, link.peer->id, link_name(link),
-                 std::string("a flush of ") + link_name(link) + " ended with: " + to_string(status)},
-                true);
-    }
-    return;  // link_down has taken in_flush over
-  }
-  std::vector<LaneLink*> proven;
-  proven.swap(link.in_flush);
-  for (LaneLink* share : proven) one_more_proven(*share);
-  maybe_flush(link);
-}
-
-void Engine::one_more_proven(LaneLink& share) {
-  share.landed = true;
-  if (--share.lane->unproven == 0) landing_proven(*share.lane);
-}
-
-void Engine::landing_proven(Lane& lane) {
-  if (lane.stopping || lane.trailing_units == 0) {
-    finish_lane(lane);
-    return;
-  }
-  lane.source = std::make_unique<TrailingSource>(std::exchange(lane.trailing_units, 0),
-                                                 static_cast<uint32_t>(lane.transfer->immediate_id));
-  for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = false;
-  make_ready(lane);
 }
 
 std::string Engine::link_name(const PeerLink& link) const {

@@ -155,6 +155,7 @@ class SimulatedFabric {
     SimulatedEndpoint::Arrival arrival = {};
     std::vector<std::byte> payload = {};
   };
+  // simulated_events.cpp
   void schedule(Event event, int64_t* after = nullptr);
   void run_due();
   bool blocked(const Event& event) const;
@@ -162,11 +163,17 @@ class SimulatedFabric {
   void land(Event& event);
   void complete(uint64_t half, uint64_t wr, Status status);
   void break_half(SimulatedHalf& half, bool outstanding_may_land);
+  void deliver(SimulatedEndpoint& endpoint, SimulatedEndpoint::Arrival arrival);
+
+  // simulated_fabric.cpp
   void end_outstanding(SimulatedHalf& half, Status status);
   void land_a_beginning(SimulatedHalf& half);
-  void deliver(SimulatedEndpoint& endpoint, SimulatedEndpoint::Arrival arrival);
   std::shared_ptr<SimulatedHalf> half(uint64_t id);
   SimulatedEndpoint* endpoint(const std::string& name);
+  // The same for (a, b) and (b, a).
+  static std::pair<std::string, std::string> pair_of(const std::string& a, const std::string& b) {
+    return a < b ? std::pair(a, b) : std::pair(b, a);
+  }
   bool chance(double rate) { return rate > 0 && std::uniform_real_distribution<>()(random_) < rate; }
 
   std::recursive_mutex mutex_;
