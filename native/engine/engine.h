@@ -1,6 +1,6 @@
 // The engine: owns the NICs and everything that moves over them.
 //
-// All state below `drive_` belongs to the *driver*: whichever thread holds that mutex. Normally that is the engine's
+// All state below `drive_` belongs to the *driver*: whichever thread holds that lock. Normally that is the engine's
 // worker thread. A thread that waits for an operation drives the engine itself instead of sleeping (no thread needs to
 // be woken between the NIC and the caller), and a submission posts its first WRs in the caller if nobody drives just
 // then. The driver never takes the GIL, never allocates per WR and never waits for anybody.
@@ -20,6 +20,7 @@
 
 #include "engine/counters.h"
 #include "engine/doorbell.h"
+#include "engine/driver_lock.h"
 #include "engine/events.h"
 #include "engine/memory.h"
 #include "engine/mpsc.h"
@@ -138,14 +139,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void sleep_as_waiter(Operation& operation, int64_t timeout_ns);
   void hand_over();
   // True if something woke it, false if it was only time.
-  bool sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline);
+  bool sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, int64_t idle_since, int64_t deadline);
   void park(int64_t hold, bool deep);
   bool take_commands();
   void start(std::shared_ptr<Operation> operation);
   bool poll_nics();
   bool has_work() const;
   int64_t next_deadline(int64_t now) const;
-  std::unique_lock<std::mutex> lock_driver();
+  std::unique_lock<DriverLock> lock_driver();
 
   // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
@@ -256,7 +257,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Doorbell worker_bell_;
   Doorbell inline_bell_;
 
-  std::mutex drive_;
+  DriverLock drive_;
   // ---- guarded by drive_ -------------------------------------------------------------------------------------------
   Counters counters_;
   Members<std::shared_ptr<Transfer>> active_;

@@ -194,7 +194,7 @@ int64_t Engine::next_deadline(int64_t now) const {
   return deadline;
 }
 
-bool Engine::sleep_as_driver(std::unique_lock<std::mutex>& lock, bool worker, int64_t idle_since, int64_t deadline) {
+bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, int64_t idle_since, int64_t deadline) {
   const int64_t now = now_ns();
   const int64_t nap = std::clamp((now - idle_since) / kNapShare, kShortNap, kLongNap);
   deadline = std::min(deadline, next_deadline(now));
@@ -381,7 +381,8 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
       }
     }
     finished_any_ = false;
-    more_to_do = has_work() || closed();
+    // Only a worker that sleeps has to be told; it cannot fall asleep while we hold the lock.
+    more_to_do = worker_rest_.load(std::memory_order_relaxed) == Rest::kAsleep && (has_work() || closed());
   }
   // As of the last look at the clock, which is some tens of turns old at most.
   last_inline_ns_.store(now, std::memory_order_relaxed);
@@ -413,7 +414,7 @@ void Engine::hand_over() {
   if (!waiting_.empty()) waiting_.front()->nudge();
 }
 
-std::unique_lock<std::mutex> Engine::lock_driver() {
+std::unique_lock<DriverLock> Engine::lock_driver() {
   lock_waiters_.fetch_add(1, std::memory_order_relaxed);
   std::unique_lock lock(drive_);
   lock_waiters_.fetch_sub(1, std::memory_order_relaxed);
