@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from railwire.peer import Peer
     from railwire.transfer import Transfer
 
-_MAX_BLOCKS = 1 << 24
 _MAX_INDICES = 8  # page lists kept for the next layers: shapes of layers, times chunks on their way through them
 
 
@@ -51,9 +50,12 @@ class Delivery:
         needed = -(-request.num_tokens // layout.block_tokens) - first_block
         if not (0 <= request.first_token <= request.num_tokens and request.num_tokens >= 1):
             raise DescriptorError(f"tokens {request.first_token}..{request.num_tokens} are no range")
+        capacity = sender.layout.num_blocks * sender.layout.block_tokens
+        if request.num_tokens > capacity:  # also what bounds the memory that a ticket takes here
+            raise DescriptorError(f"{request.num_tokens} tokens, where the prefiller has room for the KV of {capacity}")
         if request.first_token % unit:
             raise DescriptorError(f"first token {request.first_token} is no multiple of {unit}")
-        if request.first_block != first_block or request.num_blocks != needed or needed > _MAX_BLOCKS:
+        if request.first_block != first_block or request.num_blocks != needed:
             raise DescriptorError("a block list that does not fit the tokens")
         if not BASE <= request.imm < 1 << 22:
             raise DescriptorError(f"immediate {request.imm} is none of a ticket")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from railwire.errors import DescriptorError
 from railwire.kvcache.layout import InstanceLayout
-from railwire.kvcache.messages import VERSION, pack, unpack
+from railwire.kvcache.messages import MAX_NAME, VERSION, pack, unpack
 from railwire.peer import EngineAddress
 
 
 class _Wire(msgspec.Struct, frozen=True, array_like=True):
     version: int
-    instance: str
+    instance: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     rank: int
     address: bytes
     layout: bytes

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+_MAX_FOLDS = 16  # a layout that somebody would use takes as many as it has different outermost strides: one to three
+
 
 class OverlapError(ValueError):
     """Two boxes overlap: ``pair`` has the (layer, component) of each."""
@@ -47,24 +49,25 @@ def nested(pairs: Iterable[tuple[int, int]], run: int) -> tuple[tuple[tuple[int,
     return tuple(dims), extent
 
 
-def check_disjoint(boxes: list[Box]) -> None:
-    """Raises OverlapError unless no two boxes share a byte (or if that cannot be told)."""
+def check_disjoint(boxes: list[Box], folds: int = 0) -> None:
+    """Raises OverlapError unless no two boxes share a byte (or if that cannot be told, or only with more work than any
+    layout is worth: layouts come from the network)."""
     boxes = sorted(boxes)
     start, end = 0, -1
     for index, box in enumerate(boxes):
         if box.offset >= end:
-            _check_cluster(boxes[start:index])
+            _check_cluster(boxes[start:index], folds)
             start = index
         end = max(end, box.offset + box.extent)
-    _check_cluster(boxes[start:])
+    _check_cluster(boxes[start:], folds)
 
 
-def _check_cluster(boxes: list[Box]) -> None:
+def _check_cluster(boxes: list[Box], folds: int) -> None:
     """Boxes, by offset, whose extents overlap in a chain: disjoint if they are so modulo the largest stride."""
     if len(boxes) < 2:
         return
     period = max((box.dims[0][0] for box in boxes if box.dims), default=0)
-    if not period:  # bare runs
+    if not period or folds == _MAX_FOLDS:  # bare runs, or who knows
         raise OverlapError(boxes[0], boxes[1])
     folded = []
     for box in boxes:
@@ -75,4 +78,4 @@ def _check_cluster(boxes: list[Box]) -> None:
         if offset + extent > period:
             raise OverlapError(boxes[0], box if box is not boxes[0] else boxes[1])
         folded.append(box._replace(offset=offset, extent=extent, dims=dims))
-    check_disjoint(folded)
+    check_disjoint(folded, folds + 1)

@@ -20,7 +20,7 @@ MAX_LAYOUT_BYTES = 8 << 20
 BLOCKS_PER_MESSAGE = 12_000  # of 4 bytes each: a message has at most 60 KiB
 SUMS_PER_MESSAGE = 6_000  # of 8 bytes each
 MAX_REASON = 2_000
-MAX_NAME = 1_000  # characters of a request's name in ``Coming``: the prefiller remembers many
+MAX_NAME = 1_000  # characters of the name of a request (the prefiller remembers many) or of an instance
 CANCELLED = "cancelled"  # the reason of an end that the receiver has asked for
 
 

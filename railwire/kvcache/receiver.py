@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from railwire.peer import Peer
 
 
+_Key = tuple[str | bytes, ...]  # of a prefill instance: its id, and the incarnations of its engines
+
+
 class Source:
     """One rank of a prefill instance, as a link sees it."""
 
@@ -55,6 +58,14 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self.instance}, {len(self.sources)} ranks{'' if self.connected else ', lost'}>"
+
+
+class _Turn:
+    """Whoever shakes hands with an instance: one at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0  # who has it or waits for it; under the receiver's lock
 
 
 class Receiver:
@@ -99,8 +110,8 @@ class Receiver:
         self.tickets: dict[int, Ticket] = {}
         self.closed = False
         self._ids = itertools.count(1)
-        self._links: dict[tuple[bytes, ...], Link] = {}
-        self._connecting: dict[tuple[bytes, ...], threading.Lock] = {}
+        self._links: dict[_Key, Link] = {}
+        self._connecting: dict[_Key, _Turn] = {}
         self._answers: dict[int, tuple[threading.Event, list[messages.Message]]] = {}
         self._fencing: set[int] = set()
         self._watched: set[int] = set()
@@ -127,29 +138,35 @@ class Receiver:
             raise LayoutError(f"{len(ranks)} descriptors are not one of each rank of the prefill instance")
         if len({d.instance for d in ranks}) != 1 or any(d.layout != ranks[0].layout for d in ranks):
             raise LayoutError("the descriptors are of different prefill instances")
-        key = tuple(d.address.incarnation for d in ranks)
+        # An engine may get another Sender, with which there would be no agreement.
+        key: _Key = (ranks[0].instance, *(d.address.incarnation for d in ranks))
         seconds = 2 * self.engine.liveness if timeout is None else timeout
         with self.lock:
             known = self._links.get(key)
             if known is not None and known.connected:
                 return known
             # One lock an instance: whoever waits for one that does not answer must not hold up the others.
-            connecting = self._connecting.setdefault(key, threading.Lock())
-        if not connecting.acquire(timeout=seconds):
-            raise ConnectTimeout(f"prefill instance {ranks[0].instance} has not answered for {seconds:g} s")
+            turn = self._connecting.setdefault(key, _Turn())
+            turn.users += 1
         try:
-            known = self._links.get(key)
-            if known is not None and known.connected:
-                return known
-            link = self._handshake(ranks, seconds)
-            with self.lock:
-                self._links = {k: link for k, link in self._links.items() if link.connected}
-                self._links[key] = link
-            return link
+            if not turn.lock.acquire(timeout=seconds):
+                raise ConnectTimeout(f"prefill instance {ranks[0].instance} has not answered for {seconds:g} s")
+            try:
+                known = self._links.get(key)
+                if known is not None and known.connected:
+                    return known
+                link = self._handshake(ranks, seconds)
+                with self.lock:
+                    self._links = {k: link for k, link in self._links.items() if link.connected}
+                    self._links[key] = link
+                return link
+            finally:
+                turn.lock.release()
         finally:
-            connecting.release()
             with self.lock:
-                self._connecting.pop(key, None)
+                turn.users -= 1
+                if turn.users == 0:  # not before: two handshakes at once would take each other's answers
+                    del self._connecting[key]
 
     async def connect_async(self, instance: Sequence[bytes | RankDescriptor], timeout: float | None = None) -> Link:
         """As :meth:`connect`, without blocking the event loop."""
@@ -230,10 +247,12 @@ class Receiver:
             answer_timeout: seconds for all prefill ranks to say that the request is there, in their queue or under way.
 
         Raises:
-            ValueError: blocks that are not ours, doubled, or too few.
+            ValueError: blocks that are not ours, doubled, or too few; a name of more than 1,000 characters.
             PeerLostError: the link is lost: connect() again.
             SlotsExhausted: ``max_tickets`` are open.
         """
+        if len(request_id) > messages.MAX_NAME:
+            raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
         blocks = np.asarray(block_ids)
         if blocks.size == 0:
             blocks = blocks.astype(np.uint32)

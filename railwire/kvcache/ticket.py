@@ -109,7 +109,7 @@ class Ticket(Outcome[Arrival]):
                     receiver.channel.send(source.peer, messages.Blocks(self.id, data[begin : begin + step]))
             self._expectation.add_done_callback(self._on_expectation)
             self._silence = receiver.clock.after(answer_timeout, lambda: self._too_silent(answer_timeout))
-        except RailwireError as error:
+        except Exception as error:  # whatever it is: the source that got its part may write, and the slot is taken
             self._drain(self._failed(str(error)))
 
     def waits_for(self, peer: Peer) -> bool:
