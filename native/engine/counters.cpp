@@ -124,8 +124,9 @@ uint64_t Counters::units(uint32_t id) const {
   return page ? (*page)[id % kPageSize].units : 0;
 }
 
-void Counters::peer_lost(uint64_t peer, const std::string& why) {
-  for (const auto& taken : take_if([=](const Expectation& e) { return e.depends_on(peer); })) {
+void Counters::peer_lost(uint64_t peer, const std::string& why, bool named) {
+  const auto hit = [=](const Expectation& e) { return e.depends_on(peer) && !(named && e.peers.empty()); };
+  for (const auto& taken : take_if(hit)) {
     end(*taken, State::kFailed, {Reason::kPeerLost, peer, "", why});
   }
 }

@@ -60,8 +60,8 @@ class Counters {
   void reset(uint32_t id);
   uint64_t units(uint32_t id) const;
 
-  // Ends what depends on a lost peer.
-  void peer_lost(uint64_t peer, const std::string& why);
+  // Ends what depends on a lost peer. `named`: only where it was named; it cannot have been meant otherwise.
+  void peer_lost(uint64_t peer, const std::string& why, bool named);
   // Ends what is past its deadline; returns the next deadline, or INT64_MAX.
   int64_t expire(int64_t now);
   void fail_all(const Failure& failure);

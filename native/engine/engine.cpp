@@ -76,14 +76,27 @@ void Engine::retire_region(Region& region) {
   {
     std::lock_guard lock(retired_mutex_);
     live_regions_.erase(&region);
-    retired_.push_back({std::move(region.registrations), region.owner});
-    any_retired_.store(true, std::memory_order_seq_cst);
+    // Any thread may be here, also one that drives or closes the engine: nothing is waited for.
+    if (!nics_gone_) {
+      retired_.push_back({std::move(region.registrations), region.owner});
+      any_retired_.store(true, std::memory_order_seq_cst);
+    } else {
+      events().push({Event::kRelease, options_.event_tag, region.owner, {}});
+    }
   }
-  if (closed()) {
-    const auto lock = lock_driver();
-    take_commands();
-  } else if (worker_rest_.load() != Rest::kNone) {
-    worker_bell_.ring();
+  if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+}
+
+void Engine::release_retired() {
+  std::vector<Retired> retired;
+  {
+    std::lock_guard lock(retired_mutex_);
+    retired.swap(retired_);
+    any_retired_.store(false, std::memory_order_relaxed);
+  }
+  for (auto& region : retired) {
+    for (size_t i = 0; i < region.registrations.size(); ++i) nics_[i]->deregister(region.registrations[i]);
+    events().push({Event::kRelease, options_.event_tag, region.owner, {}});
   }
 }
 
@@ -286,7 +299,9 @@ void Engine::close(int64_t timeout_ns) {
       for (size_t i = 0; i < region->registrations.size(); ++i) nics_[i]->deregister(region->registrations[i]);
       region->registrations.clear();
     }
+    nics_gone_ = true;
   }
+  release_retired();  // what has come since
   for (size_t i = 0; i < nics_.size(); ++i) nics_[i]->deregister(pad_registrations_[i]);
   nics_.clear();
   inline_bell_.ring();  // a waiting thread may sleep as the driver: what it waits for has ended

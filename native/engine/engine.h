@@ -55,8 +55,8 @@ class RevokeOperation final : public Operation {
   const int64_t timeout_ns;
   int64_t deadline_ns = 0;
   uint64_t request = 0;
-  std::unordered_set<uint64_t> waiting_for;  // peer ids
-  std::string unfenced;                      // a peer that is gone without a fence
+  std::unordered_set<uint64_t> waiting_for;     // peer ids
+  std::vector<std::shared_ptr<Peer>> unfenced;  // that are gone without a fence
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -147,6 +147,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool has_work() const;
   int64_t next_deadline(int64_t now) const;
   std::unique_lock<DriverLock> lock_driver();
+  void lock_again(std::unique_lock<DriverLock>& lock);
+  void let_others(std::unique_lock<DriverLock>& lock);
+  void tell_sleeper();
+  void release_retired();
 
   // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
@@ -226,10 +230,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // fences.cpp: revoke and close, both sides
   void check_incoming_revokes(Peer& peer);
   void revoke_confirmed(Peer& peer, uint64_t request);
-  void revoke_peer_gone(uint64_t peer, bool fenced, const std::string& name);
+  void revoke_peer_gone(Peer& peer, bool fenced);
+  static bool fenced_by_now(Peer& peer);
   void finish_revoke(RevokeOperation& revoke);
   void close_step(Peer& peer);
-  bool fenced_without_peer(const Peer& peer) const;
+  static bool fenced_without_peer(const Peer& peer);
 
   uint64_t control_handle(uint32_t nic, const std::vector<std::byte>& address);
 
@@ -266,6 +271,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
   std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
   std::vector<std::shared_ptr<RevokeOperation>> revokes_;
+  std::vector<std::shared_ptr<Peer>> unfenced_;  // lost, and may still write: no revoke is a fence until their end
   std::vector<std::shared_ptr<Watcher>> watchers_;
   int64_t watcher_activity_ns_ = 0;
   std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
@@ -278,10 +284,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<Retired> retired_;
   std::unordered_set<Region*> live_regions_;
   std::atomic<bool> any_retired_{false};
+  bool nics_gone_ = false;  // guarded by retired_mutex_
   uint64_t next_peer_ = 1;
   uint64_t next_request_ = 1;
   int64_t next_tick_ = 0;
-  int64_t next_look_ = 0;  // at the processes of peers
+  int64_t asleep_until_ =
+      std::numeric_limits<int64_t>::max();  // when a sleeping driver wakes by itself; max: none sleeps
+  int64_t next_look_ = 0;                   // at the processes of peers
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
   bool acks_due_ = false;

@@ -16,12 +16,30 @@ namespace {
 
 constexpr int64_t kClosedGrace = 1'000'000'000;  // how long a CLOSED is repeated to a peer that does not acknowledge it
 
+Failure not_fenced(const std::vector<std::shared_ptr<Peer>>& peers) {
+  std::string names;
+  for (const auto& peer : peers) names += (names.empty() ? "" : ", ") + peer->name;
+  return {Reason::kNotFenced, peers.front()->id, "",
+          "peer " + names +
+              " is gone without having confirmed, and writes into our memory by itself (shm): do not reuse this memory "
+              "before its process has ended"};
+}
+
 }  // namespace
 
 void RevokeOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_revoke(*this); }
 void CloseOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_close(*this); }
 
-bool Engine::fenced_without_peer(const Peer& peer) const { return peer.process_dead || peer.all_links_fence; }
+bool Engine::fenced_without_peer(const Peer& peer) { return peer.process_dead || peer.all_links_fence; }
+
+// Of a peer that has ended: whether nothing of it can land here any more.
+bool Engine::fenced_by_now(Peer& peer) {
+  if (peer.pid_fd >= 0 && !peer.process_dead) {
+    pollfd fd{peer.pid_fd, POLLIN, 0};
+    peer.process_dead = ::poll(&fd, 1, 0) > 0;
+  }
+  return peer.state.load() == PeerState::kClosed || fenced_without_peer(peer);
+}
 
 // ---- the writer's side: confirm once nothing of ours can land any more
 // -----------------------------------------------
@@ -44,10 +62,21 @@ void Engine::check_incoming_revokes(Peer& peer) {
 // ---- the owner's side
 // --------------------------------------------------------------------------------------------------
 void Engine::start_revoke(RevokeOperation& revoke) {
-  if (revoke.region->closed.load()) {
+  Region& region = *revoke.region;
+  const auto dead = [](const std::shared_ptr<Peer>& peer) { return fenced_by_now(*peer); };
+  std::erase_if(region.unfenced, dead);
+  std::erase_if(unfenced_, dead);
+  if (!region.unfenced.empty()) {
+    revoke.finish(State::kFailed, not_fenced(region.unfenced));
+    return;
+  }
+  const bool under_way =
+      std::any_of(revokes_.begin(), revokes_.end(), [&](const auto& other) { return other->region == revoke.region; });
+  if (region.closed.load() && !under_way) {
     revoke.finish_done();
     return;
   }
+  revoke.unfenced = unfenced_;
   revoke.request = next_request_++;
   revoke.deadline_ns = now_ns() + revoke.timeout_ns;
   if (!revoke.reregister) revoke.region->closed.store(true);
@@ -72,9 +101,9 @@ void Engine::revoke_confirmed(Peer& peer, uint64_t request) {
   }
 }
 
-void Engine::revoke_peer_gone(uint64_t peer, bool fenced, const std::string& name) {
+void Engine::revoke_peer_gone(Peer& peer, bool fenced) {
   for (const auto& revoke : revokes_) {
-    if (revoke->waiting_for.erase(peer) && !fenced) revoke->unfenced = name;
+    if (revoke->waiting_for.erase(peer.id) && !fenced) revoke->unfenced.push_back(peer.shared_from_this());
   }
   next_tick_ = 0;
 }
@@ -112,11 +141,8 @@ void Engine::finish_revoke(RevokeOperation& revoke) {
   }
   if (!revoke.unfenced.empty()) {
     region.closed.store(true);
-    revoke.finish(State::kFailed,
-                  {Reason::kNotFenced, 0, "",
-                   "peer " + revoke.unfenced +
-                       " is gone without having confirmed, and writes into our memory by itself (shm): do not reuse "
-                       "this memory before its process has ended"});
+    region.unfenced = revoke.unfenced;
+    revoke.finish(State::kFailed, not_fenced(region.unfenced));
   } else if (!problem.empty()) {
     region.closed.store(true);
     revoke.finish(State::kFailed, {Reason::kLocal, 0, "", "cannot register the region again: " + problem});
@@ -130,11 +156,7 @@ void Engine::finish_revoke(RevokeOperation& revoke) {
 void Engine::start_close(CloseOperation& close) {
   Peer& peer = *close.peer;
   if (peer.ended()) {
-    if (peer.pid_fd >= 0 && !peer.process_dead) {
-      pollfd fd{peer.pid_fd, POLLIN, 0};
-      peer.process_dead = ::poll(&fd, 1, 0) > 0;
-    }
-    if (peer.state.load() == PeerState::kClosed || fenced_without_peer(peer)) {
+    if (fenced_by_now(peer)) {
       close.finish_done();
     } else {
       close.finish(State::kFailed, {Reason::kNotFenced, peer.id, "",

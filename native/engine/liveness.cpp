@@ -116,6 +116,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   failure.peer = peer.id;
   if (state == PeerState::kLost) failure.reason = Reason::kPeerLost;
   peer.end_reason = failure;
+  const bool was_connected = peer.state.load() != PeerState::kConnecting;
   peer.state.store(state);
   for (auto& link : peer.links) {
     if (link->up) link->failure = failure;
@@ -142,7 +143,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     }
   }
   settle_doubts(peer, now_ns());
-  counters_.peer_lost(peer.id, failure.message);
+  counters_.peer_lost(peer.id, failure.message, !was_connected);  // it never could write
   for (auto& record : peer.unacked) {
     if (record.operation) record.operation->finish(State::kFailed, failure);
   }
@@ -151,7 +152,8 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.unacked.clear();
   peer.early.clear();
   const bool fenced = fenced_without_peer(peer) || state == PeerState::kClosed;
-  revoke_peer_gone(peer.id, fenced, peer.name);
+  if (!fenced && was_connected) unfenced_.push_back(keep);
+  revoke_peer_gone(peer, fenced);
   for (auto& closer : peer.closers) {
     if (fenced) {
       closer->finish_done();

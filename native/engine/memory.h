@@ -12,6 +12,7 @@
 namespace railwire {
 
 class Engine;
+class Peer;
 
 // Both are shared with Python, which must get no hold on the references that transfers keep: letting go of such a one
 // would wait for the GIL, with the driver's lock in hand. enable_shared_from_this has nanobind give us ours.
@@ -30,6 +31,8 @@ class Region : public std::enable_shared_from_this<Region> {
   std::vector<Registration> registrations;  // by NIC index
   std::atomic<bool> closed{false};
   std::atomic<uint32_t> users{0};  // requests in flight that read or fill it locally
+  // Peers that a revoke could not keep out; the driver's.
+  std::vector<std::shared_ptr<Peer>> unfenced;
 
   std::byte* at(uint64_t offset) const { return static_cast<std::byte*>(memory.address) + offset; }
 

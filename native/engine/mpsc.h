@@ -38,6 +38,9 @@ class MpscQueue {
     return tail;
   }
 
+  // As maybe_nonempty(), for others than the consumer.
+  bool pushed() const { return head_.load(std::memory_order_seq_cst) != &stub_; }
+
   // Something has been pushed and not popped. Sequentially consistent with a producer's push and the sleeper's flag.
   bool maybe_nonempty() const { return tail_ != &stub_ || head_.load(std::memory_order_seq_cst) != &stub_; }
 

@@ -103,6 +103,7 @@ bool Engine::pump(Peer& peer, uint64_t byte_budget) {
     PeerLink& link = *peer.links[(first + i) % count];
     if (!link.up) continue;
     if (!link.want_flush.empty() && !link.flushing) maybe_flush(link);
+    if (!link.up) continue;  // the flush has found it broken
     if (!peer.any_ready() && link.stash.empty()) continue;
     uint64_t budget = byte_budget;
     any |= pump_link(peer, link, budget);

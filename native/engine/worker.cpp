@@ -19,19 +19,21 @@ namespace {
 
 constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
-constexpr int64_t kWorkerSpin = 50 * kMicrosecond;   // after the last event, before the worker sleeps
-constexpr int64_t kInlineSpin = 2 * kMillisecond;    // the same for a waiting thread
-constexpr int64_t kLockSpin = 100 * kMicrosecond;    // a waiting thread yields this long to whoever drives
-constexpr int64_t kHandOver = kMillisecond;          // and then looks this often whether nobody does any more
-constexpr int64_t kParkHold = 200 * kMicrosecond;    // how long the worker leaves the field to threads that wait
-constexpr int64_t kLongestHold = 2 * kMillisecond;   // the same while they come again and again
-constexpr int64_t kDeepAfter = 10 * kMillisecond;    // a thread that has waited this long in one go ...
-constexpr int64_t kDeepHold = 5 * kMillisecond;      // ... is left alone for longer, and rings when it leaves
-constexpr int64_t kSubmitHold = 5 * kMillisecond;    // and while they submit, which a full link ends
-constexpr int64_t kShortNap = 30 * kMicrosecond;     // where a NIC gives nothing to sleep on, or work is under way
-constexpr int64_t kLongNap = 8 * kMillisecond;       // the same after long idleness: under 1 % of a core
-constexpr int64_t kNapShare = 16;                    // a nap lasts this part of the idle time so far
-constexpr int64_t kWatcherFast = 20 * kMicrosecond;  // poll interval of watchers that moved lately
+constexpr int64_t kWorkerSpin = 50 * kMicrosecond;     // after the last event, before the worker sleeps
+constexpr int64_t kInlineSpin = 2 * kMillisecond;      // the same for a waiting thread
+constexpr int64_t kLockSpin = 100 * kMicrosecond;      // a waiting thread yields this long to whoever drives
+constexpr int64_t kHandOver = kMillisecond;            // and then looks this often whether nobody does any more
+constexpr int64_t kSecondSleeper = 50 * kMillisecond;  // a look now and then, beside another that sleeps as the driver
+constexpr int64_t kGiveWay = 100 * kMicrosecond;       // to those who wait for the lock, before it is taken again
+constexpr int64_t kParkHold = 200 * kMicrosecond;      // how long the worker leaves the field to threads that wait
+constexpr int64_t kLongestHold = 2 * kMillisecond;     // the same while they come again and again
+constexpr int64_t kDeepAfter = 10 * kMillisecond;      // a thread that has waited this long in one go ...
+constexpr int64_t kDeepHold = 5 * kMillisecond;        // ... is left alone for longer, and rings when it leaves
+constexpr int64_t kSubmitHold = 5 * kMillisecond;      // and while they submit, which a full link ends
+constexpr int64_t kShortNap = 30 * kMicrosecond;       // where a NIC gives nothing to sleep on, or work is under way
+constexpr int64_t kLongNap = 8 * kMillisecond;         // the same after long idleness: under 1 % of a core
+constexpr int64_t kNapShare = 16;                      // a nap lasts this part of the idle time so far
+constexpr int64_t kWatcherFast = 20 * kMicrosecond;    // poll interval of watchers that moved lately
 constexpr int64_t kWatcherSlow = kMillisecond;
 constexpr int64_t kWatcherFastFor = 20 * kMillisecond;
 constexpr uint64_t kInlineBytes = 64 * 1024;  // a submission posts at most this much in the caller
@@ -68,22 +70,28 @@ void Engine::submit(std::shared_ptr<Operation> operation) {
     inline_submissions_.store(inline_submissions_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     touched_.clear();
     if (commands_.maybe_nonempty()) take_commands();  // who came before goes before
-    start(std::move(operation));
-    // Only what has just been started: of the rest whoever left it has told the worker.
     left_over = commands_.maybe_nonempty();
-    for (size_t i = 0; i < touched_.size(); ++i) {
-      Peer& peer = *touched_[i];
-      if (peer.any_ready()) pump(peer, kInlineBytes);
-      left_over |= peer.any_ready();
-      for (const auto& link : peer.links) {
-        left_over |= !link->stash.empty();
-        later |= !link->want_flush.empty() || (link->nic->wait_fd() < 0 && link->link && link->link->outstanding() > 0);
+    // A producer between the two steps of push() hides those behind it: perhaps what this one is to stop.
+    if (!left_over) {
+      start(std::move(operation));
+      // Only what has just been started: of the rest whoever left it has told the worker.
+      left_over = commands_.maybe_nonempty();
+      later = asleep_until_ != kNever && next_tick_ < asleep_until_;
+      for (size_t i = 0; i < touched_.size(); ++i) {
+        Peer& peer = *touched_[i];
+        if (peer.any_ready()) pump(peer, kInlineBytes);
+        left_over |= peer.any_ready();
+        for (const auto& link : peer.links) {
+          left_over |= !link->stash.empty();
+          later |=
+              !link->want_flush.empty() || (link->nic->wait_fd() < 0 && link->link && link->link->outstanding() > 0);
+        }
       }
+      tell_sleeper();
+      if (!left_over && !later) return;
     }
-    if (finished_any_ && inline_asleep_.load()) inline_bell_.ring();
-    finished_any_ = false;
-    if (!left_over && !later) return;
-  } else {
+  }
+  if (operation) {
     Operation* raw = operation.get();
     raw->queued_self = std::move(operation);
     commands_.push(raw);
@@ -135,18 +143,7 @@ bool Engine::take_commands() {
     start(std::move(static_cast<Operation*>(node)->queued_self));
     any = true;
   }
-  if (any_retired_.load(std::memory_order_acquire)) {
-    std::vector<Retired> retired;
-    {
-      std::lock_guard lock(retired_mutex_);
-      retired.swap(retired_);
-      any_retired_.store(false, std::memory_order_relaxed);
-    }
-    for (auto& region : retired) {
-      for (size_t i = 0; i < region.registrations.size(); ++i) nics_[i]->deregister(region.registrations[i]);
-      events().push({Event::kRelease, options_.event_tag, region.owner, {}});
-    }
-  }
+  if (any_retired_.load(std::memory_order_acquire)) release_retired();
   return any;
 }
 
@@ -216,6 +213,7 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
     if (peer->pid_fd >= 0 && !peer->death_seen) fds.push_back({peer->pid_fd, POLLIN, 0});
   }
   if (!armed) deadline = std::min(deadline, now + kShortNap);
+  asleep_until_ = std::min(asleep_until_, deadline);
   if (worker) {
     worker_rest_.store(Rest::kAsleep, std::memory_order_seq_cst);
   } else {
@@ -227,10 +225,14 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
     ++totals_.sleeps;
     lock.unlock();
     sleep_on(fds, deadline - now);
-    lock.lock();
+    lock_again(lock);
   }
+  // Of the other sleeper, if there is one, it is not known any more; a ring too many is no harm.
+  asleep_until_ = kNever;
   if (worker) {
     worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
+    // The event that this thread takes off the NICs below may be the one which that sleeper was to wake by.
+    if (inline_asleep_.load()) inline_bell_.ring();
   } else {
     inline_asleep_.store(false, std::memory_order_relaxed);
   }
@@ -250,9 +252,9 @@ void Engine::park(int64_t hold, bool deep) {
   std::vector<pollfd> fds{{worker_bell_.fd(), POLLIN, 0}};
   hand_over();
   worker_rest_.store(deep ? Rest::kParkedDeep : Rest::kParked, std::memory_order_seq_cst);
-  if (!deep || inline_waiters_.load(std::memory_order_seq_cst) > 0) {
-    sleep_on(fds, hold);
-  }
+  const bool others = inline_waiters_.load(std::memory_order_seq_cst) > 0;
+  // Who has found us driving and put something into the queue has rung nobody.
+  if (others || (!deep && !commands_.pushed())) sleep_on(fds, hold);
   worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
   if (fds[0].revents) {
     worker_bell_.clear();
@@ -286,6 +288,11 @@ void Engine::worker_main() {
         park(left_alone ? hold : kParkHold, deep);
         last_busy = now_ns();
         parked = true;
+        // Nobody may be driving: they look at operations that have ended, or stop for a moment between two.
+        if (inline_waiters_.load(std::memory_order_seq_cst) == 0 && lock.try_lock()) {
+          drive();
+          tell_sleeper();
+        }
         continue;
       }
       hold = kParkHold;
@@ -301,8 +308,7 @@ void Engine::worker_main() {
       if (napping || inline_waiters_.load(std::memory_order_relaxed) > 0) break;
     }
     napping = false;
-    if (finished_any_ && inline_asleep_.load()) inline_bell_.ring();
-    finished_any_ = false;
+    tell_sleeper();
     if (options_.spin) continue;
     if (busy) {
       last_busy = now_ns();
@@ -336,11 +342,13 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
   last_inline_ns_.store(now, std::memory_order_relaxed);
   inline_waiters_.fetch_add(1, std::memory_order_seq_cst);
   if (worker_rest_.load(std::memory_order_seq_cst) == Rest::kAsleep) worker_bell_.ring();  // it parks
-  bool more_to_do = false;
+  bool more_to_do = false, looked = false;
   int64_t yielding_since = 0;
   for (; !operation.done(); now = now_ns()) {
-    if (now >= deadline) break;
+    // At least one look, also for who polls with a time-out of 0: the worker leaves the field to him, too.
+    if (now >= deadline && looked) break;
     if (!drive_.try_lock()) {
+      looked = true;  // somebody else is at it
       // The worker is about to park, or another waiter drives for us too.
       if (yielding_since == 0) yielding_since = now;
       if (now - yielding_since < kLockSpin) {
@@ -351,16 +359,23 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
       continue;
     }
     yielding_since = 0;
+    looked = true;
     std::unique_lock lock(drive_, std::adopt_lock);
     ++totals_.inline_drives;
     int64_t last_busy = now;
     uint32_t idle_loops = 0, busy_loops = 0;
     bool napping = false;  // the last sleep ended by itself: look once, and sleep again
     while (!operation.done()) {
-      if (drive()) {
+      const bool busy = drive();
+      tell_sleeper();
+      if (now >= deadline) break;
+      if (busy) {
         idle_loops = 0;
         napping = false;
-        if ((++busy_loops & 63) == 0 && (now = now_ns()) >= deadline) break;  // whatever else goes on
+        if ((++busy_loops & 63) == 0) {  // whatever else goes on
+          now = now_ns();
+          if (lock_waiters_.load(std::memory_order_relaxed) > 0) let_others(lock);
+        }
       } else {
         cpu_relax();
         if ((++idle_loops & 63) == 0 || napping) {
@@ -368,9 +383,13 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
           if (now >= deadline) break;
           if (idle_loops == 64 && !napping) last_busy = now;
           if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
+            let_others(lock);
+          } else if (now - last_busy > kInlineSpin && inline_asleep_.load()) {
+            // One sleeps as the driver already, and there is one bell. It ends ours, or hands over when it leaves.
             lock.unlock();
-            sched_yield();
-            lock.lock();
+            sleep_as_waiter(operation, std::min(deadline - now, kSecondSleeper));
+            now = now_ns();
+            lock_again(lock);
           } else if (now - last_busy > kInlineSpin) {
             napping = !sleep_as_driver(lock, false, last_busy, deadline);
             if (!napping) idle_loops = 0;
@@ -380,7 +399,6 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
         }
       }
     }
-    finished_any_ = false;
     // Only a worker that sleeps has to be told; it cannot fall asleep while we hold the lock.
     more_to_do = worker_rest_.load(std::memory_order_relaxed) == Rest::kAsleep && (has_work() || closed());
   }
@@ -415,10 +433,32 @@ void Engine::hand_over() {
 }
 
 std::unique_lock<DriverLock> Engine::lock_driver() {
-  lock_waiters_.fetch_add(1, std::memory_order_relaxed);
-  std::unique_lock lock(drive_);
-  lock_waiters_.fetch_sub(1, std::memory_order_relaxed);
+  std::unique_lock lock(drive_, std::defer_lock);
+  lock_again(lock);
   return lock;
+}
+
+// A thread that drives while it waits gives way to whoever is counted here.
+void Engine::lock_again(std::unique_lock<DriverLock>& lock) {
+  lock_waiters_.fetch_add(1, std::memory_order_relaxed);
+  lock.lock();
+  lock_waiters_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Engine::let_others(std::unique_lock<DriverLock>& lock) {
+  lock.unlock();
+  // The lock is not fair, and whoever sleeps on it takes a while to wake.
+  for (const int64_t end = now_ns() + kGiveWay; lock_waiters_.load(std::memory_order_relaxed) > 0 && now_ns() < end;) {
+    sched_yield();
+  }
+  lock_again(lock);
+}
+
+// The thread that sleeps as the driver does not sleep on its operation.
+void Engine::tell_sleeper() {
+  if (!finished_any_) return;
+  finished_any_ = false;
+  if (inline_asleep_.load()) inline_bell_.ring();
 }
 
 }  // namespace railwire

@@ -1,0 +1,168 @@
+// Ends that come together: regions that go while the engine closes, links that break under a flush, fences that fail.
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "engines.h"
+#include "stand_in_nic.h"
+
+using namespace railwire;
+using namespace railwire::testing;
+
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+
+void nap(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
+
+// An engine on stand-ins, with a peer that says nothing. Only the first NIC needs flushes.
+struct Alone {
+  explicit Alone(uint32_t count) {
+    std::vector<std::unique_ptr<Nic>> made;
+    std::vector<LinkPlan> plan;
+    for (uint32_t i = 0; i < count; ++i) {
+      made.push_back(std::make_unique<StandInNic>("nic" + std::to_string(i), i > 0));
+      nics.push_back(static_cast<StandInNic*>(made.back().get()));
+      plan.push_back({i, i, std::vector<std::byte>(4)});
+    }
+    engine = std::make_shared<Engine>(
+        EngineOptions{.liveness_ns = 60 * kSecond, .events = &events, .handshakes = &handshakes}, std::move(made));
+    engine->run();
+    peer = engine->create_peer(5, true, "p", plan);
+    engine->activate_peer(*peer, std::vector<Engine::LinkHalf>(count, {std::vector<std::byte>(4), 0, 0}), 0, 0);
+    region = engine->register_memory({.address = bytes.data(), .length = bytes.size()}, 0);
+    keys = std::make_shared<RemoteKeys>(1, bytes.size(), std::vector<RemoteKeys::Key>(count, {0, 1}));
+  }
+  ~Alone() { engine->close(0); }
+
+  std::shared_ptr<Transfer> pages(uint32_t count) {
+    PageSide near, far;
+    near.stride = far.stride = 64;
+    for (uint32_t i = 0; i < count; ++i) near.indices.push_back(i * 7 % 4099);
+    far.indices = near.indices;
+    auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, -1);
+    transfer->add_lane(peer, std::make_unique<PageSource>(region, near, keys, far, 64, -1, peer->limits));
+    return transfer;
+  }
+
+  std::vector<std::byte> bytes = std::vector<std::byte>(1 << 20);
+  EventQueue events, handshakes;
+  std::vector<StandInNic*> nics;
+  std::shared_ptr<Engine> engine;
+  std::shared_ptr<Peer> peer;
+  std::shared_ptr<Region> region;
+  std::shared_ptr<RemoteKeys> keys;
+};
+
+}  // namespace
+
+TEST_CASE("closing: a region that goes on another thread meanwhile") {
+  Alone alone(1);
+  std::thread other;
+  alone.nics[0]->on_link_gone = [&] {
+    if (other.joinable()) return;
+    other = std::thread([&] { alone.region.reset(); });
+    nap(50);
+  };
+  alone.engine->close(0);
+  other.join();
+  CHECK(alone.engine->closed());
+}
+
+TEST_CASE("closing: a write of the last moment holds the last reference to its region") {
+  Alone alone(1);
+  auto transfer = alone.pages(1);
+  alone.region.reset();
+  alone.nics[0]->on_link_closed = [&] { alone.engine->submit(transfer); };  // into the queue of an engine that closes
+  alone.engine->close(0);
+  CHECK(transfer->done());
+}
+
+TEST_CASE("closing: a revoke that nobody holds is under way") {
+  TestFabric fabric;
+  TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
+  join(a, b);
+  std::vector<std::byte> bytes(4096);
+  auto region = b.memory(bytes);
+  fabric.fabric->freeze("a0", true);
+  b.engine->submit(std::make_shared<RevokeOperation>(b.engine, std::move(region), true, 10 * kSecond));
+  b.engine->close(100 * kMs);
+  CHECK(b.engine->closed());
+  fabric.fabric->freeze("a0", false);
+}
+
+TEST_CASE("closing: a flush finds its link broken while pages wait, and nothing stays with the dead link") {
+  Alone alone(2);
+  const auto first = alone.pages(200);
+  alone.engine->submit(first);
+  nap(20);
+  std::vector<std::shared_ptr<Transfer>> others;
+  {
+    std::lock_guard gate(alone.nics[0]->polling);  // the driver stands still: what follows is queued
+    nap(5);
+    alone.nics[0]->polls_until_flushes_break = 2;  // when it has been taken from there, and waits to be posted
+    for (int i = 0; i < 4; ++i) alone.engine->submit(others.emplace_back(alone.pages(4000)));
+  }
+  // All of it goes over the other link. Whether `first` has landed is for the peer to say, who does not.
+  for (const auto& transfer : others) CHECK(transfer->wait(2 * kSecond));
+  CHECK(!first->done());
+}
+
+TEST_CASE("closing: a fence that failed fails again until it holds, and no other succeeds meanwhile") {
+  SimulatedSettings settings;
+  settings.closing_fences = false;
+  TestFabric fabric(settings);
+  TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
+  join(a, b);
+  std::vector<std::byte> one(4096), two(4096);
+  const auto region = b.memory(one), other = b.memory(two);
+  fabric.fabric->freeze("a0", true);
+  const auto revoke = [&](const std::shared_ptr<Region>& which, bool again) {
+    const auto made = std::make_shared<RevokeOperation>(b.engine, which, again, 100 * kMs);
+    b.engine->submit(made);
+    REQUIRE(made->wait(5 * kSecond));
+    return made->failure().reason;
+  };
+  CHECK(revoke(region, true) == Reason::kNotFenced);
+  CHECK(revoke(region, false) == Reason::kNotFenced);
+  // The peer is lost, and has the descriptor of this one, too, for all that is known.
+  CHECK(revoke(other, true) == Reason::kNotFenced);
+  fabric.fabric->freeze("a0", false);
+}
+
+TEST_CASE("closing: a second close of a region waits for the fence of the first") {
+  TestFabric fabric;
+  TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
+  join(a, b);
+  std::vector<std::byte> bytes(4096);
+  const auto region = b.memory(bytes);
+  fabric.fabric->freeze("a0", true);
+  std::shared_ptr<RevokeOperation> both[2];
+  for (auto& revoke : both) {
+    revoke = std::make_shared<RevokeOperation>(b.engine, region, false, 5 * kSecond);
+    b.engine->submit(revoke);
+  }
+  nap(50);
+  CHECK(!both[0]->done());
+  CHECK(!both[1]->done());
+  fabric.fabric->freeze("a0", false);
+  for (auto& revoke : both) {
+    REQUIRE(revoke->wait(5 * kSecond));
+    CHECK(revoke->state() == State::kDone);
+  }
+}
+
+TEST_CASE("closing: a connection that never came about ends nobody's expectation but its own") {
+  TestFabric fabric;
+  TestEngine b(fabric.name, "b", 1), c(fabric.name, "c", 1);
+  const auto any = b.expect(5, 1);
+  const auto half = b.engine->create_peer(999, false, "c", {{0, 0, c.engine->nics()[0]->address()}});
+  const auto named =
+      std::make_shared<Expectation>(b.engine, 6, kUnitsPerArrival, std::vector<uint64_t>{half->id}, 10 * kSecond);
+  b.engine->submit(named);
+  b.engine->abandon_peer(*half, "the connection could not be set up");
+  CHECK(named->wait(kSecond));
+  CHECK(named->failure().reason == Reason::kPeerLost);
+  CHECK(!any->wait(20 * kMs));
+}
