@@ -314,6 +314,65 @@ def test_a_watch_survives_the_loss_of_the_registry() -> None:
     run(main())
 
 
+async def read_again(client: TCPStoreMembership) -> dict[str, Member]:
+    """What a client reads that may still be connected to a store that is no more: its first word then fails."""
+    with contextlib.suppress(MembershipError):
+        return await client.snapshot()
+    return await client.snapshot()
+
+
+def test_who_joins_a_restarted_store_is_seen_by_those_who_knew_the_old_one() -> None:
+    """Slots are counted anew: a router that had seen slot 1 left skipped whoever had it afterwards, for good, unless
+    it happened to look while there were fewer slots than before."""
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+
+    async def main() -> None:
+        port = free_port()
+        server = TCPStoreMembership("127.0.0.1", port, server=True, timeout=2.0)
+        reader = TCPStoreMembership("127.0.0.1", port, timeout=2.0)
+        await server.join(member("old"), 30.0)
+        await server.join(member("b"), 30.0)
+        await server.leave("old")
+        assert set(await reader.snapshot()) == {"b"}
+        await server.close()
+        again = TCPStoreMembership("127.0.0.1", port, server=True, timeout=2.0)
+        for name in ("a", "b", "c"):
+            await again.join(member(name), 30.0)
+        assert set(await read_again(reader)) == {"a", "b", "c"}
+        await reader.close()
+        await again.close()
+
+    run(main())
+
+
+def test_members_of_a_store_that_restarts_take_no_slots_of_each_other() -> None:
+    """Who came first after the restart got slot 1; whoever had had it before renewed his record into it, or marked it
+    as left."""
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+
+    async def main() -> None:
+        port = free_port()
+        server = TCPStoreMembership("127.0.0.1", port, server=True, timeout=2.0)
+        await server.snapshot()
+        one, two, three = (TCPStoreMembership("127.0.0.1", port, timeout=2.0) for _ in range(3))
+        await one.join(member("a"), 30.0)
+        await two.join(member("b"), 30.0)
+        await server.close()
+        again = TCPStoreMembership("127.0.0.1", port, server=True, timeout=2.0)
+        await again.join(member("c"), 30.0)
+        await again.join(member("d"), 30.0)
+        await read_again(one)
+        await read_again(two)
+        with pytest.raises(MembershipLost):
+            await one.renew(member("a"))
+        await two.leave("b")
+        assert set(await read_again(three)) == {"c", "d"}
+        for client in (one, two, three, again):
+            await client.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"{}", b"\xff", b"[1]", b'{"id":"a"}', member("a").encode()[:-1], b" " * (1 << 21)],

@@ -339,7 +339,7 @@ class Engine:
         receiver = self.receiving.receiver
         return (
             self.receiving.open_requests == 0
-            and not self.receiving._announcing
+            and not self.receiving._jobs
             and receiver.open_tickets == 0
             and receiver.slots.free == receiver.slots.count
         )

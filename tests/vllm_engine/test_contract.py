@@ -157,6 +157,44 @@ def test_writes_under_way_hold_a_preemption(make: Make, fabric: SimulatedFabric)
     quiet([prefiller, decoder])
 
 
+def test_writes_under_way_hold_a_preemption_that_an_abort_has_followed(make: Make, fabric: SimulatedFabric) -> None:
+    """As vLLM does that resets its prefix cache between two steps. The worker heard of the abort only, which waits for
+    nothing: the blocks held something else while a NIC was still reading them."""
+    prefiller, decoder = make("prefill", chunk=4), make("decode")
+    assert prefiller.sending is not None
+    sender = prefiller.sending.sender
+    prefiller.add(prefill_leg(0, prompt(22)))
+    decoder.add(decode_leg(0, prompt(22), prefiller))
+    run([decoder], lambda: sender.open_tickets == 1)
+
+    def under_way() -> int:
+        with sender.lock:
+            deliveries = list(sender._deliveries.values())
+            return sum(not transfer.done() for delivery in deliveries for transfer in delivery.under_way)
+
+    fabric.hold()
+    prefiller.step()
+    run([], lambda: under_way() > 0)
+    (req,) = prefiller.running
+    prefiller.preempt(req)
+    prefiller.abort("p0")
+    fill, read_while_filled = prefiller._fill, []
+
+    def checked(blocks: list[int]) -> None:
+        if blocks:
+            read_while_filled.append(under_way())
+        fill(blocks)
+
+    prefiller._fill = checked  # type: ignore[method-assign]
+    releaser = threading.Timer(0.2, fabric.release)
+    releaser.start()
+    prefiller.step()
+    assert read_while_filled == [0]
+    releaser.join()
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == RequestStatus.FINISHED_ERROR)
+    quiet([prefiller, decoder])
+
+
 def test_parameters_that_cannot_be(make: Make) -> None:
     """Nothing raises in the scheduler: the decoder computes by itself, the prefiller pushes nothing."""
     prefiller, decoder = make("prefill"), make("decode")

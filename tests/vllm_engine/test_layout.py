@@ -10,13 +10,26 @@ import numpy as np
 import pytest
 import torch
 import vllm.distributed
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    HiddenStateCacheSpec,
+    MLAAttentionSpec,
+    RSWASpec,
+    SinkFullAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 
 from railwire import TransferEngine
 from railwire.errors import ConfigurationError
 from railwire.integrations.vllm.layout import Caches, describe, fingerprint, gather, only_group
+from railwire.integrations.vllm.options import Options
 from railwire.integrations.vllm.sending import expand
+from railwire.integrations.vllm.worker import WorkerHalf
 from railwire.kvcache import InstanceLayout, Receiver, Sender
+from railwire.kvcache.slots import MAX_SLOTS
 from railwire.testing import SimulatedFabric
 
 LAYERS, HEADS, HEAD_DIM, BLOCKS = 3, 4, 8, 10
@@ -166,12 +179,81 @@ def test_what_cannot_be_described(monkeypatch: pytest.MonkeyPatch) -> None:
         attempt({name(0): good}, SimpleNamespace(block_size=16))
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (SlidingWindowSpec, {"sliding_window": 64}),
+        (ChunkedLocalAttentionSpec, {"attention_chunk_size": 64}),
+        (RSWASpec, {"rswa_window": 64}),
+        (SinkFullAttentionSpec, {"sink_len": 16}),
+        (HiddenStateCacheSpec, {}),
+        (FullAttentionSpec, {}),
+        (FullAttentionSpec, {"sliding_window": 64}),
+        (FullAttentionSpec, {"attention_chunk_size": 64}),
+        (MLAAttentionSpec, {}),
+    ],
+    ids=["window", "chunks", "reference-window", "sink", "hidden", "full", "full-window", "full-chunks", "mla"],
+)
+@pytest.mark.parametrize("uniform", [False, True], ids=["one-spec", "spec-per-layer"])
+def test_only_caches_that_keep_each_block_of_a_prompt_are_moved(
+    monkeypatch: pytest.MonkeyPatch, kind: type[AttentionSpec], more: dict[str, int], uniform: bool
+) -> None:
+    """A model with sliding windows only was accepted, and then each prompt longer than the window failed: what has left
+    it is the null block. With the hybrid manager disabled a mixed model's windows are kept whole (FullAttentionSpec
+    with a window)."""
+    rank = rank_of(monkeypatch, 0, 1, 16, 16, "LBHNC")
+    spec: Any = kind(block_size=16, num_kv_heads=HEADS, head_size=HEAD_DIM, dtype=torch.float32, **more)
+    if uniform:
+        spec = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs=dict.fromkeys(rank.tensors, spec))
+    group = SimpleNamespace(layer_names=list(rank.tensors), kv_cache_spec=spec)
+    config: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    model: Any = SimpleNamespace(model_config=SimpleNamespace(use_mla=False, get_total_num_kv_heads=lambda: HEADS))
+    if kind in (FullAttentionSpec, MLAAttentionSpec):
+        assert list(describe(model, config, rank.tensors, "m").layers) == list(rank.tensors)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        describe(model, config, rank.tensors, "m")
+    for text in (name(0), kind.__name__, "--disable-hybrid-kv-cache-manager"):
+        assert text in str(caught.value)
+
+
+def model_config(**changes: Any) -> Any:
+    hf = {"hidden_size": 8, "rope_theta": 1e4, "_name_or_path": "a", **changes}
+    return SimpleNamespace(
+        hf_text_config=SimpleNamespace(to_dict=lambda: hf),
+        architectures=["L"],
+        dtype=torch.float32,
+        quantization=None,
+        use_mla=False,
+        get_total_num_kv_heads=lambda: HEADS,
+    )
+
+
+def test_a_decoder_waits_for_as_many_requests_as_there_are_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM bounds those that wait by their blocks only; the 1,025th failed although there was room for it."""
+    tensors = rank_of(monkeypatch, 0, 1, 16, 16, "LBHNC").tensors
+    one = SimpleNamespace(rank_in_group=0, world_size=1)
+    monkeypatch.setattr(vllm.distributed, "get_tp_group", lambda: one)
+    monkeypatch.setattr(vllm.distributed, "get_pp_group", lambda: one)
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=HEADS, head_size=HEAD_DIM, dtype=torch.float32)
+    group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
+    caches: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    role = SimpleNamespace(is_kv_producer=False, is_kv_consumer=True, kv_role="kv_consumer")
+    config: Any = SimpleNamespace(
+        model_config=model_config(), cache_config=SimpleNamespace(cache_dtype="auto"), kv_transfer_config=role
+    )
+    with SimulatedFabric() as fabric:
+        worker = WorkerHalf(config, caches, Options(nics=(fabric.nic("a"),)))
+        worker.register(tensors)
+        assert worker.receiving is not None
+        slots = worker.receiving.receiver.slots
+        assert slots.count == slots.free == MAX_SLOTS
+        worker.close()
+
+
 def test_fingerprints() -> None:
     def config(**changes: Any) -> Any:
-        hf = {"hidden_size": 8, "rope_theta": 1e4, "_name_or_path": "a", **changes}
-        text = SimpleNamespace(to_dict=lambda: hf)
-        model = SimpleNamespace(hf_text_config=text, architectures=["L"], dtype=torch.float32, quantization=None)
-        return SimpleNamespace(model_config=model, cache_config=SimpleNamespace(cache_dtype="auto"))
+        return SimpleNamespace(model_config=model_config(**changes), cache_config=SimpleNamespace(cache_dtype="auto"))
 
     same = fingerprint(config(), "")
     assert fingerprint(config(_name_or_path="elsewhere"), "") == same

@@ -14,8 +14,8 @@ from contract import Engine
 from test_contract import OK, decode_leg, prefill_leg, prompt, quiet, run
 from vllm.v1.request import RequestStatus
 
-from railwire.integrations.vllm.options import Prefiller
-from railwire.integrations.vllm.steps import Announce, Step
+from railwire.errors import ConnectTimeout, RailwireError
+from railwire.integrations.vllm.steps import Step
 from railwire.testing import SimulatedFabric
 
 PATIENCE = 0.6  # a handshake takes a part of it, on a machine that has other things to do
@@ -205,7 +205,7 @@ def test_a_transfer_may_have_a_bound_of_its_own(make: Make) -> None:
 
 
 def test_many_requests_for_a_prefiller_that_is_dead_hold_up_no_others(make: Make, fabric: SimulatedFabric) -> None:
-    """Handshakes are made on few threads; those in vain last for twice the liveness time each."""
+    """A handshake in vain lasts for twice the liveness time."""
     dead, alive, decoder = make("prefill"), make("prefill"), make("decode")
     fabric.freeze("prefill0")
     full = Full(decoder)
@@ -225,28 +225,149 @@ def test_many_requests_for_a_prefiller_that_is_dead_hold_up_no_others(make: Make
     quiet([alive, decoder])
 
 
-def test_a_handshake_never_holds_up_a_step_nor_overtakes_a_ticket(make: Make) -> None:
-    """While the handshake lasts the request leaves the queue: then it is not announced any more."""
+class Held:
+    """Handshakes with a prefiller last until ``over`` is set, and then succeed, or fail with ``error``."""
+
+    def __init__(self, prefiller: Engine, decoder: Engine, error: RailwireError | None = None) -> None:
+        assert decoder.receiving is not None
+        self.over = threading.Event()
+        self.asked = 0
+        self.told: list[tuple[str, str]] = []  # what was said to any prefiller, and the transfer's id
+        receiver: Any = decoder.receiving.receiver
+        connect = receiver.connect
+
+        def held(ranks: Any) -> Any:
+            if ranks == (prefiller.descriptor,):
+                self.asked += 1
+                self.over.wait(60.0)
+                if error is not None:
+                    raise error
+            return connect(ranks)
+
+        receiver.connect = held
+        for word in ("announce", "prepare", "decline"):
+            setattr(receiver, word, self._noted(word, getattr(receiver, word)))
+
+    def _noted(self, word: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        def note(link: Any, request_id: str, *args: Any, **options: Any) -> Any:
+            self.told.append((word, request_id))
+            return do(link, request_id, *args, **options)
+
+        return note
+
+
+def test_a_prefiller_that_does_not_answer_costs_one_thread(make: Make) -> None:
+    """All that is to be said to it waits for one handshake, and shares its end. Tickets, declines and announcements
+    took a thread of eight each, so that one silent prefiller kept requests waiting for all others."""
+    dead, alive, decoder = make("prefill"), make("prefill"), make("decode", num_blocks=64)
+    held = Held(dead, decoder, ConnectTimeout("it does not answer"))
+    for number in range(1, 13):
+        decoder.add(decode_leg(number, prompt(5, number), dead))
+    decoder.step()  # tickets
+    full = Full(decoder)
+    for number in range(13, 25):
+        decoder.add(decode_leg(number, prompt(5, number), dead))
+    decoder.step()  # announcements
+    for number in range(13, 19):
+        decoder.abort(f"d{number}")
+    decoder.step()  # declines
+    full.over()
+    decoder.step()  # tickets again
+    alive.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), alive))
+    run([alive, decoder], lambda: decoder.done.get("d0") == OK, 10.0)
+    assert set(decoder.done) == {"d0", *(f"d{number}" for number in range(13, 19))}
+    held.over.set()
+    run([decoder], lambda: len(decoder.done) == 25, 10.0)
+    assert held.asked == 1
+    aborted = {f"d{number}" for number in range(13, 19)}
+    assert {decoder.done[name] for name in decoder.done.keys() - aborted - {"d0"}} == {RequestStatus.FINISHED_ERROR}
+    quiet([alive, decoder])
+
+
+def test_what_fails_for_one_request_is_lost_for_no_other(make: Make) -> None:
+    """Whatever is raised while one thing is said to a prefiller, what stands behind it is said all the same."""
     prefiller, decoder = make("prefill"), make("decode")
     assert decoder.receiving is not None
-    held = threading.Event()
-    connect, told = decoder.receiving.receiver.connect, []
+    receiver: Any = decoder.receiving.receiver
 
-    def slow(ranks: Any) -> Any:
-        held.wait(10)
-        return connect(ranks)
+    def fail_one(do: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def maybe(link: Any, request_id: str, *args: Any, **options: Any) -> Any:
+            if request_id == name:
+                raise RuntimeError("unheard of")
+            return do(link, request_id, *args, **options)
 
-    receiving: Any = decoder.receiving
-    receiving.receiver.connect = slow
-    receiving.receiver.announce = lambda link, name: told.append(name)
-    ranks = Prefiller("i", (prefiller.descriptor,))
+        return maybe
+
+    receiver.announce, receiver.prepare = fail_one(receiver.announce, "t0"), fail_one(receiver.prepare, "t1")
+    held = Held(prefiller, decoder)
+    full = Full(decoder)
+    for number in range(3):
+        prefiller.add(prefill_leg(number, prompt(9, number)))
+        decoder.add(decode_leg(number, prompt(9, number), prefiller))
+    decoder.step()
+    full.over()
+    decoder.step()
+    held.over.set()
+    run([prefiller, decoder], lambda: len(decoder.done) == 3, 10.0)
+    assert decoder.done == {"d0": OK, "d1": RequestStatus.FINISHED_ERROR, "d2": OK}
+    quiet([prefiller, decoder])
+
+
+def test_a_handshake_never_holds_up_a_step_and_nothing_overtakes_an_announcement(make: Make) -> None:
+    """While the handshake lasts the requests leave the queue: the prefiller must hear of them in this order."""
+    prefiller, decoder = make("prefill"), make("decode")
+    held = Held(prefiller, decoder)
+    full = Full(decoder)
+    for number in range(2):
+        decoder.add(decode_leg(number, prompt(9, number), prefiller))
     began = time.monotonic()
-    receiving.begin(Step(announces={"d0": Announce("t0", ranks), "d1": Announce("t1", ranks)}))
-    receiving._not_queued("d0", ranks)
-    assert time.monotonic() - began < 1.0
-    held.set()
-    run([decoder], lambda: not receiving._announcing)
-    assert told == ["t1"]
+    decoder.step()
+    decoder.abort("d1")
+    full.over()
+    decoder.step()
+    assert time.monotonic() - began < 10.0 and not held.told
+    held.over.set()
+    run([decoder], lambda: len(held.told) == 4)
+    assert held.told == [("announce", "t0"), ("announce", "t1"), ("prepare", "t0"), ("decline", "t1")]
+    prefiller.add(prefill_leg(0, prompt(9)))
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == OK)
+    quiet([prefiller, decoder])
+
+
+def test_a_request_that_ends_during_the_handshake_is_declined(make: Make) -> None:
+    """No ticket goes out for it, and its prefiller waits for none."""
+    prefiller, decoder = make("prefill", patience=60.0), make("decode")
+    held = Held(prefiller, decoder)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    decoder.step()
+    decoder.abort("d0")
+    decoder.step()
+    held.over.set()
+    quiet([prefiller, decoder])  # run() allows 30 s, a time-out would take 60
+    assert held.told == [("decline", "t0")]
+    counted = decoder.stats.take()
+    assert counted is not None
+    assert counted.data["cancelled_receives"] == 1 and counted.data["failed_receives"] == 0
+
+
+def test_a_ticket_that_cannot_be_lets_its_prefiller_go(make: Make) -> None:
+    """Once announced, the prefill waits for a ticket or a decline. It got neither when all tickets were taken, and kept
+    its blocks for all of the queue time-out."""
+    prefiller, decoder = make("prefill", patience=60.0, queue_timeout=60.0), make("decode")
+    assert decoder.receiving is not None
+    slots = decoder.receiving.receiver.slots
+    full = Full(decoder)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    run([prefiller, decoder], lambda: prefiller.done.get("p0") == OK and announced(prefiller) == 1)
+    taken = [slots.take() for _ in range(slots.count)]
+    full.over()
+    run([prefiller, decoder], lambda: decoder.done.get("d0") == RequestStatus.FINISHED_ERROR)
+    for imm in taken:
+        slots.give_back(imm)
+    quiet([prefiller, decoder])  # run() allows 30 s, a time-out would take 60
 
 
 def test_two_queued_requests_with_one_name(make: Make) -> None:

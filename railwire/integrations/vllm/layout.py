@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import torch
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.kv_cache_interface import AttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 from railwire.errors import ConfigurationError
 from railwire.kvcache import Component, InstanceLayout, LayerStorage, RankLayout, Storage
@@ -24,6 +24,10 @@ from railwire.kvcache.builders import head_range
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+# Kinds of cache in which each block of a prompt stays what it was: those of others may become the null block as tokens
+# leave a window, be used again, or hold something besides the prompt. Not their subclasses, of which nothing is known.
+_WHOLE = (FullAttentionSpec, MLAAttentionSpec)
 
 _NO_MEANING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "quantization_config")
 
@@ -91,8 +95,12 @@ def describe(
     shapes = set()
     for name, index in layers.items():
         spec = getattr(group.kv_cache_spec, "kv_cache_specs", {}).get(name, group.kv_cache_spec)
-        if not isinstance(spec, AttentionSpec):
-            raise ConfigurationError(f"layer {name} has a KV cache of kind {type(spec).__name__}, which is not moved")
+        if type(spec) not in _WHOLE:
+            raise ConfigurationError(
+                f"layer {name} has a KV cache of kind {type(spec).__name__}, which is not moved: it may not keep each "
+                "block of a prompt. With --disable-hybrid-kv-cache-manager vLLM keeps them for models that mix full "
+                "attention with sliding windows; others must be served without the RailwireConnector"
+            )
         cache = kv_caches[name]
         view = cache.unsqueeze(1) if cache.dim() == 3 else cache
         if view.dim() != 4 or view.stride(-1) != 1 or view.shape[1] != held:

@@ -2,17 +2,21 @@
 
 A request that stands in the scheduler's queue is announced to its prefiller; that is all, nothing is kept of it.
 
-A request that has been scheduled: connecting (on a thread of the pool: handshakes never hold up a step) -> waiting (its
-ticket is out) -> quiet (nobody can write its pages any more) -> reported, once. A cancel at any of these only hastens
-the next.
+A request that has been scheduled: connecting -> waiting (its ticket is out) -> quiet (nobody can write its pages any
+more) -> reported, once. A cancel at any of these only hastens the next.
+
+What is to be said to one prefiller (announcements, tickets, declines) stands in a queue of its own, served in order by
+one thread of a pool: handshakes never hold up a step, a prefiller that does not answer holds up no other's requests,
+and no announcement comes after its ticket.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.logger import init_logger
 
@@ -27,9 +31,17 @@ if TYPE_CHECKING:
 
 log = init_logger("vllm.railwire")
 
-_CONNECTORS = 8  # handshakes at a time; known prefillers take none
+_PREFILLERS = 64  # at a time that do not answer; those that do take a thread for a moment only
 
 _Ranks = tuple[bytes, ...]
+
+
+class _Job(NamedTuple):
+    """Something to be said to a prefiller."""
+
+    run: Callable[[Link], None]
+    failed: Callable[[BaseException], None]
+    """Instead of ``run``, when it cannot be reached."""
 
 
 class _Receiving:
@@ -66,65 +78,88 @@ class Receiving:
         self._lock = threading.Lock()
         self._open: dict[str, _Receiving] = {}
         self._quiet: dict[str, BaseException | None] = {}
-        # By prefiller, transfer ids by request: to be announced when the handshake is done.
-        self._announcing: dict[_Ranks, dict[str, str]] = {}
-        self._pool = ThreadPoolExecutor(_CONNECTORS, thread_name_prefix="railwire-connect")
+        # By prefiller, what is to be said to it. It is in here as long as a thread serves it.
+        self._jobs: dict[_Ranks, list[_Job]] = {}
+        self._pool = ThreadPoolExecutor(_PREFILLERS, thread_name_prefix="railwire-connect")
 
     def begin(self, step: Step) -> None:
-        for request_id, announce in step.announces.items():
-            self._announce(request_id, announce)
+        for announce in step.announces.values():
+            self._announce(announce)
         for wanted in step.receives:
-            self._not_queued(wanted.request_id, wanted.prefiller)
-            receiving = _Receiving(wanted)
-            with self._lock:
-                self._open[wanted.request_id] = receiving
-            self._pool.submit(self._fetch, receiving)
+            self._receive(wanted)
         for request_id, reason in step.cancels.items():
             self._cancel(request_id, reason)
         for decline in step.declines:
-            self._not_queued(decline.request_id, decline.prefiller)
-            self._pool.submit(self._decline, decline)
+            self._decline(decline)
 
-    # ---- announcements -----------------------------------------------------------------------------------------------
-    def _announce(self, request_id: str, announce: Announce) -> None:
-        ranks = announce.prefiller.ranks
+    # ---- by prefiller ------------------------------------------------------------------------------------------------
+    def _submit(self, prefiller: Prefiller, job: _Job) -> None:
+        ranks = prefiller.ranks
         with self._lock:
-            waiting = self._announcing.get(ranks)
-            if waiting is not None:
-                waiting[request_id] = announce.transfer_id
+            queue = self._jobs.get(ranks)
+            if queue is not None:
+                queue.append(job)
                 return
-            self._announcing[ranks] = {request_id: announce.transfer_id}
-        # One thread a prefiller: a queue full of requests for one that is dead must not hold up handshakes with others.
-        self._pool.submit(self._announce_all, ranks)
+            self._jobs[ranks] = [job]
+        self._pool.submit(self._serve, ranks)
 
-    def _announce_all(self, ranks: _Ranks) -> None:
-        link: Link | None = None
-        try:
-            link = self.receiver.connect(ranks)
-        except (RailwireError, ValueError) as error:
-            # Their tickets will fail with the same; until then the prefiller waits as for any decoder.
-            log.info("railwire: requests cannot be announced: %s", error)
-        finally:
+    def _serve(self, ranks: _Ranks) -> None:
+        """On a thread of the pool, until nothing is left to be said to this prefiller."""
+        while True:
+            link: Link | None = None
+            error: BaseException | None = None
+            try:
+                link = self.receiver.connect(ranks)
+            except BaseException as failure:
+                error = failure
+                if not isinstance(failure, RailwireError | ValueError):
+                    log.exception("railwire: a prefiller cannot be connected")
             with self._lock:
-                waiting = self._announcing.pop(ranks)
-                if link is not None:
-                    for transfer_id in waiting.values():
-                        self.receiver.announce(link, transfer_id)
+                # With what has come in the meantime: a handshake in vain is not repeated for each of them.
+                jobs, self._jobs[ranks] = self._jobs[ranks], []
+            for job in jobs:
+                try:
+                    if link is not None:
+                        job.run(link)
+                    elif error is not None:
+                        job.failed(error)
+                except BaseException:  # the others must not be lost with it
+                    log.exception("railwire: a prefiller cannot be told")
+            with self._lock:
+                if not self._jobs[ranks]:
+                    del self._jobs[ranks]
+                    return
 
-    def _not_queued(self, request_id: str, prefiller: Prefiller) -> None:
-        """From here on there is no announcement any more: the prefiller must not get one after the ticket."""
-        with self._lock:
-            self._announcing.get(prefiller.ranks, {}).pop(request_id, None)
+    # ---- announcements and declines ----------------------------------------------------------------------------------
+    def _announce(self, announce: Announce) -> None:
+        def failed(error: BaseException) -> None:
+            # Its ticket will fail, too; until then the prefiller waits as for any decoder.
+            log.info("railwire: cannot announce %s: %s", announce.transfer_id, error)
+
+        job = _Job(lambda link: self.receiver.announce(link, announce.transfer_id), failed)
+        self._submit(announce.prefiller, job)
+
+    def _decline(self, decline: Decline) -> None:
+        def failed(error: BaseException) -> None:
+            # Its own time-out lets the prefiller go.
+            log.info("railwire: cannot decline %s: %s", decline.transfer_id, error)
+
+        job = _Job(lambda link: self.receiver.decline(link, decline.transfer_id, decline.reason), failed)
+        self._submit(decline.prefiller, job)
 
     # ---- tickets -----------------------------------------------------------------------------------------------------
-    def _fetch(self, receiving: _Receiving) -> None:
+    def _receive(self, wanted: Receive) -> None:
+        receiving = _Receiving(wanted)
+        with self._lock:
+            self._open[wanted.request_id] = receiving
+        job = _Job(lambda link: self._fetch(link, receiving), lambda error: self._ended(receiving, error))
+        self._submit(wanted.prefiller, job)
+
+    def _fetch(self, link: Link, receiving: _Receiving) -> None:
         wanted = receiving.wanted
         try:
-            link = self.receiver.connect(wanted.prefiller.ranks)
             with self._lock:
                 if receiving.cancelled is not None:
-                    # No ticket has told the prefiller; it would wait for one.
-                    self.receiver.decline(link, wanted.transfer_id, receiving.cancelled)
                     raise TicketCancelled(receiving.cancelled, request_id=wanted.transfer_id)
                 receiving.ticket = ticket = self.receiver.prepare(
                     link,
@@ -136,16 +171,19 @@ class Receiving:
                     timeout=self.timeout,
                     answer_timeout=self.answer_timeout,
                 )
-        except (RailwireError, ValueError) as error:
-            self._ended(receiving, error)  # no ticket went out: nobody knows these pages
         except BaseException as error:
-            log.exception("railwire: request %s cannot be fetched", wanted.request_id)
-            self._ended(receiving, error)
-        else:
-            # The pages are ours again when `reusable` has ended, which may be after the ticket.
-            ticket.add_done_callback(
-                lambda _: ticket.reusable.add_done_callback(lambda _: self._ended(receiving, ticket.exception()))
-            )
+            if not isinstance(error, RailwireError | ValueError):
+                log.exception("railwire: request %s cannot be fetched", wanted.request_id)
+            # No ticket went out: nobody knows these pages. The prefiller, which may have been told of us, would wait.
+            try:
+                self.receiver.decline(link, wanted.transfer_id, str(error))
+            finally:
+                self._ended(receiving, error)
+            return
+        # The pages are ours again when `reusable` has ended, which may be after the ticket.
+        ticket.add_done_callback(
+            lambda _: ticket.reusable.add_done_callback(lambda _: self._ended(receiving, ticket.exception()))
+        )
 
     def _ended(self, receiving: _Receiving, error: BaseException | None) -> None:
         request_id = receiving.wanted.request_id
@@ -170,13 +208,6 @@ class Receiving:
             ticket = receiving.ticket
         if ticket is not None:
             ticket.cancel(reason)
-
-    def _decline(self, decline: Decline) -> None:
-        try:
-            self.receiver.decline(self.receiver.connect(decline.prefiller.ranks), decline.transfer_id, decline.reason)
-        except (RailwireError, ValueError) as error:
-            # Its own time-out lets the prefiller go.
-            log.info("railwire: cannot decline %s: %s", decline.transfer_id, error)
 
     def finished(self) -> tuple[set[str], set[str]]:
         """Requests whose pages nobody can write any more, and those of them that did not get their KV. Each once."""

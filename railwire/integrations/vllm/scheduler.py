@@ -126,6 +126,9 @@ class SchedulerHalf:
             if prefill is not None and prefill.opened:
                 prefill.named_blocks = prefill.end_token = 0
                 step.preempted.append(request_id)
+            elif request_id in step.aborts:
+                # Preempted and aborted since the last step. An abort does not wait, so the workers must hear of both.
+                step.preempted.append(request_id)
         state = output.kv_connector_block_state
         for request_id, count in output.num_scheduled_tokens.items():
             prefill = self._prefills.get(request_id)

@@ -55,6 +55,8 @@ class Decline:
 class Step(KVConnectorMetadata):
     """Everything of one step. Keys are vLLM's request ids, but of ``refusals``, whose are transfer ids.
 
+    ``preempted`` comes first: the blocks of these may be overwritten in this step. Some may be in ``aborts``, too.
+
     ``expects`` are transfer ids of prefills that have come into the queue and were not scheduled at once: a SendStep or
     a refusal follows in a later step. ``announces`` are the same on the decode side."""
 

@@ -21,6 +21,7 @@ from railwire.integrations.vllm.sending import Sending
 from railwire.integrations.vllm.stats import RailwireStats
 from railwire.integrations.vllm.steps import Handshake, Step
 from railwire.kvcache import Receiver, Sender
+from railwire.kvcache.slots import MAX_SLOTS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -93,7 +94,8 @@ class WorkerHalf:
                 options.trace,
             )
         if self.receives:
-            receiver = Receiver(self.engine, instance, rank, regions)
+            # vLLM bounds the requests that wait for their KV by their blocks only.
+            receiver = Receiver(self.engine, instance, rank, regions, max_tickets=MAX_SLOTS)
             self.receiving = Receiving(
                 receiver,
                 caches.kernel_blocks,

@@ -4,17 +4,21 @@ A TCPStore neither expires nor lists keys. So a member takes a slot (an atomic c
 record there with a beat that grows at each renewal. Whoever reads judges by his own clock: a beat that has not moved
 for the time to live means that the member is gone. No clocks are compared across hosts. A slot is never used twice;
 left ones hold a mark.
+
+A store that restarts has forgotten everything and counts slots from the beginning. So whoever finds no name of its life
+in it gives it one, at random; what is known of slots is forgotten with the life that they were of.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,6 +39,15 @@ class _Slot(msgspec.Struct, array_like=True):
 class _Seen(msgspec.Struct):
     beat: int
     when: float
+
+
+class _Ours(NamedTuple):
+    """A member that has joined here."""
+
+    life: bytes
+    slot: int
+    beat: int
+    ttl: float
 
 
 class TCPStoreMembership:
@@ -66,42 +79,51 @@ class TCPStoreMembership:
         self._client: Any = None
         # One thread: a TCPStore client takes one request at a time anyway.
         self._thread = ThreadPoolExecutor(1, "railwire-tcpstore")
-        self._slots: dict[str, tuple[int, int, float]] = {}  # our members: slot, beat, ttl
+        self._ours: dict[str, _Ours] = {}
+        self._life = b""  # of the store, as last read; what follows is of this one
         self._seen: dict[int, _Seen] = {}
         self._gone: set[int] = set()
 
     async def join(self, member: Member, ttl: float) -> None:
-        def do(store: Any) -> int:
+        def do(store: Any) -> _Ours:
+            life = self._life_of(store)
             slot = int(store.add(f"{self._prefix}/count", 1))
             store.set(self._key(slot), msgspec.json.encode(_Slot(0, ttl, member.encode())))
-            return slot
+            return _Ours(life, slot, 0, ttl)
 
         await self.leave(member.id)
-        self._slots[member.id] = (await self._run(do), 0, ttl)
+        self._ours[member.id] = await self._run(do)
 
     async def renew(self, member: Member) -> None:
-        ours = self._slots.get(member.id)
+        ours = self._ours.get(member.id)
         if ours is None:
             raise MembershipLost(f"member {member.id} has not joined through this registry client")
-        slot, beat, ttl = ours
+        renewed = ours._replace(beat=ours.beat + 1)
 
         def do(store: Any) -> None:
-            # A restarted store knows nothing; a slot that another has cleared must not come back.
-            if not store.check([self._key(slot)]) or store.get(self._key(slot)) == _LEFT:
+            # In another life of the store the slot is somebody else's; one that has been cleared must not come back.
+            key = self._key(ours.slot)
+            if self._life_of(store) != ours.life or not store.check([key]) or store.get(key) == _LEFT:
                 raise MembershipLost(f"the TCPStore at {self._where[0]}:{self._where[1]} has lost member {member.id}")
-            store.set(self._key(slot), msgspec.json.encode(_Slot(beat + 1, ttl, member.encode())))
+            store.set(key, msgspec.json.encode(_Slot(renewed.beat, ours.ttl, member.encode())))
 
         try:
             await self._run(do)
         except MembershipLost:
-            self._slots.pop(member.id, None)
+            self._ours.pop(member.id, None)
             raise
-        self._slots[member.id] = (slot, beat + 1, ttl)
+        self._ours[member.id] = renewed
 
     async def leave(self, member_id: str) -> None:
-        ours = self._slots.pop(member_id, None)
-        if ours is not None:
-            await self._run(lambda store: store.set(self._key(ours[0]), _LEFT))
+        ours = self._ours.pop(member_id, None)
+        if ours is None:
+            return
+
+        def do(store: Any) -> None:
+            if self._life_of(store) == ours.life:
+                store.set(self._key(ours.slot), _LEFT)
+
+        await self._run(do)
 
     async def snapshot(self) -> dict[str, Member]:
         return await self._run(self._read)
@@ -115,13 +137,18 @@ class TCPStoreMembership:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # ---- on the store's thread ---------------------------------------------------------------------------------------
+    def _life_of(self, store: Any) -> bytes:
+        return bytes(store.compare_set(f"{self._prefix}/life", "", secrets.token_hex(8)))
+
     def _read(self, store: Any) -> dict[str, Member]:
+        life = self._life_of(store)
+        if life != self._life:
+            self._life = life
+            self._seen.clear()
+            self._gone.clear()
         count = int(store.add(f"{self._prefix}/count", 0))
         if not 0 <= count <= _MAX_SLOTS:
             raise MembershipError(f"the TCPStore counts {count} members: is {self._prefix!r} used by something else?")
-        if any(slot > count for slot in self._seen):  # the store has restarted: its slots begin anew
-            self._seen.clear()
-            self._gone.clear()
         slots = [slot for slot in range(1, count + 1) if slot not in self._gone]
         slots = [slot for slot in slots if store.check([self._key(slot)])]  # one that is being written is not there yet
         now = time.monotonic()
