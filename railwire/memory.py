@@ -199,8 +199,8 @@ class MemoryRegion:
         return Fence(self._engine, _native.revoke(self._engine._native, self._native, True, seconds))
 
     def close(self, timeout: float | None = None) -> None:
-        """Fences the region as :meth:`revoke` does, and deregisters it. Again, it returns at once if that has been done,
-        and raises again if it could not be, as long as it cannot: after it has returned, nobody writes.
+        """Fences the region as :meth:`revoke` does, and deregisters it. Called again, it returns at once if that has
+        been done, and raises as long as it cannot be: after it has returned, nobody writes.
 
         Raises:
             FenceError: see :meth:`revoke`.

@@ -35,8 +35,8 @@ struct Two {
   std::shared_ptr<Transfer> write() { return a.write(to_b, from, 0, keys, 0, 64, -1); }
 
   TestFabric fabric;
-  TestEngine a, b;
   std::vector<std::byte> source = std::vector<std::byte>(4096), target = std::vector<std::byte>(4096);
+  TestEngine a, b;  // end before the memory that they may still write from
   std::shared_ptr<Peer> to_b, to_a;
   std::shared_ptr<Region> from, into;
   std::shared_ptr<RemoteKeys> keys;
