@@ -65,7 +65,8 @@ void Engine::run() {
 
 void Engine::submit(std::shared_ptr<Operation> operation) {
   bool left_over = true, later = false;
-  if (!options_.spin && drive_.try_lock()) {
+  // Not before those who wait for the lock: threads that submit in a loop would keep it from them.
+  if (!options_.spin && lock_waiters_.load(std::memory_order_relaxed) == 0 && drive_.try_lock()) {
     std::unique_lock lock(drive_, std::adopt_lock);
     inline_submissions_.store(inline_submissions_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     touched_.clear();

@@ -113,7 +113,7 @@ TEST_CASE("driving: a wait ends at its deadline, though another thread drives an
   int64_t took = 0;
   std::thread first([&] { took = ms_of([&] { one->wait(200 * kMs); }); });
   nap(20);  // it sleeps, as the driver
-  std::thread second([&] { other->wait(1500 * kMs); });
+  std::thread second([&] { other->wait(3000 * kMs); });
   nap(1);
   {
     Traffic traffic(two);
@@ -121,13 +121,13 @@ TEST_CASE("driving: a wait ends at its deadline, though another thread drives an
   }
   second.join();
   CHECK(took >= 199);
-  CHECK(took < 600);
+  CHECK(took < 1000);  // some 20 more than 200; a sanitizer takes 500
 }
 
 TEST_CASE("driving: a call that needs the engine for a moment gets it beside a wait that is never idle") {
   Two two;
   const auto other = two.a.expect(2, 1);
-  std::thread second([&] { other->wait(1500 * kMs); });
+  std::thread second([&] { other->wait(3000 * kMs); });
   nap(1);
   int64_t took = 0;
   {
@@ -136,7 +136,7 @@ TEST_CASE("driving: a call that needs the engine for a moment gets it beside a w
     took = ms_of([&] { two.a.engine->counter_units(5); });
   }
   second.join();
-  CHECK(took < 300);
+  CHECK(took < 1000);
 }
 
 TEST_CASE("driving: of two threads that sleep one leaves, and the other still hears of its end at once") {
