@@ -32,13 +32,14 @@ void CloseOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.
 
 bool Engine::fenced_without_peer(const Peer& peer) { return peer.process_dead || peer.all_links_fence; }
 
-// Of a peer that has ended: whether nothing of it can land here any more.
+// Of a peer that has ended: whether nothing of it can land here any more. Its CLOSE says so: it is sent when nothing of
+// the sender's is under way.
 bool Engine::fenced_by_now(Peer& peer) {
   if (peer.pid_fd >= 0 && !peer.process_dead) {
     pollfd fd{peer.pid_fd, POLLIN, 0};
     peer.process_dead = ::poll(&fd, 1, 0) > 0;
   }
-  return peer.state.load() == PeerState::kClosed || fenced_without_peer(peer);
+  return peer.state.load() == PeerState::kClosed || peer.close_requested || fenced_without_peer(peer);
 }
 
 // ---- the writer's side: confirm once nothing of ours can land any more

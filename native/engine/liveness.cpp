@@ -151,7 +151,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.held.clear();
   peer.unacked.clear();
   peer.early.clear();
-  const bool fenced = fenced_without_peer(peer) || state == PeerState::kClosed;
+  const bool fenced = fenced_by_now(peer);
   if (!fenced && was_connected) unfenced_.push_back(keep);
   revoke_peer_gone(peer, fenced);
   for (auto& closer : peer.closers) {

@@ -131,6 +131,29 @@ TEST_CASE("closing: a fence that failed fails again until it holds, and no other
   fabric.fabric->freeze("a0", false);
 }
 
+TEST_CASE("closing: a peer that has said goodbye is no obstacle to a fence, whatever the NIC") {
+  SimulatedSettings settings;
+  settings.closing_fences = false;
+  TestFabric fabric(settings);
+  TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
+  const auto [to_b, to_a] = join(a, b);
+  std::vector<std::byte> bytes(4096);
+  const auto region = b.memory(bytes);
+  const auto close = std::make_shared<CloseOperation>(a.engine, to_b, 5 * kSecond);
+  a.engine->submit(close);
+  REQUIRE(close->wait(5 * kSecond));
+  for (const int64_t end = now_ns() + 5 * kSecond; !to_a->ended() && now_ns() < end;) nap(1);
+  REQUIRE(to_a->ended());
+  const auto revoke = std::make_shared<RevokeOperation>(b.engine, region, true, kSecond);
+  b.engine->submit(revoke);
+  CHECK(revoke->wait(5 * kSecond));
+  CHECK(revoke->state() == State::kDone);
+  const auto closed = std::make_shared<CloseOperation>(b.engine, to_a, kSecond);
+  b.engine->submit(closed);
+  CHECK(closed->wait(5 * kSecond));
+  CHECK(closed->state() == State::kDone);
+}
+
 TEST_CASE("closing: a second close of a region waits for the fence of the first") {
   TestFabric fabric;
   TestEngine a(fabric.name, "a", 1, 10 * kSecond), b(fabric.name, "b", 1, 10 * kSecond);
