@@ -232,6 +232,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void revoke_confirmed(Peer& peer, uint64_t request);
   void revoke_peer_gone(Peer& peer, bool fenced);
   static bool fenced_by_now(Peer& peer);
+  static void drop_fenced(std::vector<std::shared_ptr<Peer>>& peers);
   void finish_revoke(RevokeOperation& revoke);
   void close_step(Peer& peer);
   static bool fenced_without_peer(const Peer& peer);
@@ -288,9 +289,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   uint64_t next_peer_ = 1;
   uint64_t next_request_ = 1;
   int64_t next_tick_ = 0;
-  int64_t asleep_until_ =
-      std::numeric_limits<int64_t>::max();  // when a sleeping driver wakes by itself; max: none sleeps
-  int64_t next_look_ = 0;                   // at the processes of peers
+  // When a sleeping driver wakes by itself; max: none sleeps.
+  int64_t asleep_until_ = std::numeric_limits<int64_t>::max();
+  int64_t next_look_ = 0;  // at the processes of peers
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
   bool acks_due_ = false;

@@ -42,6 +42,10 @@ bool Engine::fenced_by_now(Peer& peer) {
   return peer.state.load() == PeerState::kClosed || peer.close_requested || fenced_without_peer(peer);
 }
 
+void Engine::drop_fenced(std::vector<std::shared_ptr<Peer>>& peers) {
+  std::erase_if(peers, [](const auto& peer) { return fenced_by_now(*peer); });
+}
+
 // ---- the writer's side: confirm once nothing of ours can land any more
 // -----------------------------------------------
 void Engine::check_incoming_revokes(Peer& peer) {
@@ -64,9 +68,8 @@ void Engine::check_incoming_revokes(Peer& peer) {
 // --------------------------------------------------------------------------------------------------
 void Engine::start_revoke(RevokeOperation& revoke) {
   Region& region = *revoke.region;
-  const auto dead = [](const std::shared_ptr<Peer>& peer) { return fenced_by_now(*peer); };
-  std::erase_if(region.unfenced, dead);
-  std::erase_if(unfenced_, dead);
+  drop_fenced(region.unfenced);
+  drop_fenced(unfenced_);
   if (!region.unfenced.empty()) {
     revoke.finish(State::kFailed, not_fenced(region.unfenced));
     return;

@@ -152,6 +152,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.unacked.clear();
   peer.early.clear();
   const bool fenced = fenced_by_now(peer);
+  drop_fenced(unfenced_);  // each holds the descriptor of a process
   if (!fenced && was_connected) unfenced_.push_back(keep);
   revoke_peer_gone(peer, fenced);
   for (auto& closer : peer.closers) {

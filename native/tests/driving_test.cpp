@@ -62,6 +62,19 @@ struct Traffic {
   std::thread thread;
 };
 
+// A thread that waits, and by now sleeps as the driver.
+struct Sleeper {
+  explicit Sleeper(Operation& operation)
+      : thread([this, &operation] {
+          operation.wait(8 * kSecond);
+          ended = now_ns();
+        }) {
+    nap(20);
+  }
+  int64_t ended = 0;  // once joined
+  std::thread thread;
+};
+
 }  // namespace
 
 TEST_CASE("driving: a thread that polls with wait(0) gets what it polls for, and its peers hear of it") {
@@ -143,21 +156,16 @@ TEST_CASE("driving: of two threads that sleep one leaves, and the other still he
   Two two;
   for (const bool leaves : {false, true}) {
     const auto one = two.a.expect(1, 1), other = two.a.expect(2, 1);
-    int64_t ended = 0;
-    std::thread first([&] {
-      one->wait(8 * kSecond);
-      ended = now_ns();
-    });
-    nap(20);
+    Sleeper first(*one);
     std::thread second([&] {
       if (leaves) other->wait(20 * kMs);
     });
     nap(100);
     const int64_t cancelled = now_ns();
     one->cancel();
-    first.join();
+    first.thread.join();
     second.join();
-    CHECK(ended - cancelled < 200 * kMs);
+    CHECK(first.ended - cancelled < 200 * kMs);
     other->cancel();
   }
 }
@@ -165,12 +173,7 @@ TEST_CASE("driving: of two threads that sleep one leaves, and the other still he
 TEST_CASE("driving: what a thread that drives ends for one that sleeps, it tells it at once") {
   Two two;
   const auto one = two.a.expect(1, 1), other = two.a.expect(2, 1);
-  int64_t ended = 0;
-  std::thread first([&] {
-    one->wait(8 * kSecond);
-    ended = now_ns();
-  });
-  nap(20);
+  Sleeper first(*one);
   std::thread second([&] { other->wait(3 * kSecond); });
   nap(1);
   int64_t cancelled = 0;
@@ -179,9 +182,9 @@ TEST_CASE("driving: what a thread that drives ends for one that sleeps, it tells
     nap(50);
     cancelled = now_ns();
     one->cancel();
-    first.join();
+    first.thread.join();
   }
-  CHECK(ended - cancelled < 300 * kMs);
+  CHECK(first.ended - cancelled < 300 * kMs);
   other->cancel();
   second.join();
 }
