@@ -251,8 +251,7 @@ class Receiver:
             PeerLostError: the link is lost: connect() again.
             SlotsExhausted: ``max_tickets`` are open.
         """
-        if len(request_id) > messages.MAX_NAME:
-            raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
+        check_name(request_id)
         blocks = np.asarray(block_ids)
         if blocks.size == 0:
             blocks = blocks.astype(np.uint32)
@@ -294,8 +293,7 @@ class Receiver:
         Raises:
             ValueError: a name of more than 1,000 characters.
         """
-        if len(request_id) > messages.MAX_NAME:
-            raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
+        check_name(request_id)
         for source in link.sources:
             self.channel.send(source.peer, messages.Coming(request_id))
 
@@ -382,6 +380,12 @@ class Receiver:
         if error is not None and waiting and not self.closed:
             # A stopped process may go on: only its death, or its word, ends this.
             self.clock.after(min(1.0, self.drain_timeout), lambda: self.fence(peer))
+
+
+def check_name(request_id: str) -> None:
+    """Raises ValueError for a request's name that no message carries."""
+    if len(request_id) > messages.MAX_NAME:
+        raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
 
 
 def check_regions(region_bytes: Sequence[int], regions: Sequence[MemoryRegion]) -> None:

@@ -303,13 +303,7 @@ class Sender:
                 region.nbytes < nbytes for region, nbytes in zip(regions, layout.region_bytes, strict=True)
             ):
                 raise LayoutError("regions that are not what the layout says")
-        except (
-            LayoutError,
-            DescriptorError,
-            msgspec.DecodeError,
-            msgspec.ValidationError,
-            UnicodeDecodeError,
-        ) as error:
+        except (LayoutError, DescriptorError, msgspec.DecodeError, UnicodeDecodeError) as error:
             self.channel.send(peer, messages.Refused(hello.digest, str(error)[: messages.MAX_REASON]))
             return
         known = self._destinations.get(peer.id)
