@@ -228,7 +228,7 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
     sleep_on(fds, deadline - now);
     lock_again(lock);
   }
-  // Of the other sleeper, if there is one, it is not known any more; a ring too many is no harm.
+  // If another sleeps as well, it is rung below, and sleeps again by a deadline of its own.
   asleep_until_ = kNever;
   if (worker) {
     worker_rest_.store(Rest::kNone, std::memory_order_relaxed);
