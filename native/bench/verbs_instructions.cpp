@@ -96,7 +96,7 @@ struct Bed {
   }
   std::shared_ptr<Transfer> submit(std::unique_ptr<WorkSource> source) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
-    transfer->submitted_ns = now_ns();
+    transfer->submitted_ns = engine->submission_time();
     transfer->add_lane(peer, std::move(source));
     engine->submit(transfer);
     return transfer;

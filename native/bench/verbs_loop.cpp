@@ -149,7 +149,7 @@ struct Side : Wire {
 
   std::shared_ptr<Transfer> write_pages(uint64_t bytes, size_t count) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, kImmediate);
-    transfer->submitted_ns = now_ns();
+    transfer->submitted_ns = engine->submission_time();
     PageSide from, to;
     from.stride = to.stride = bytes;
     for (size_t i = 0; i < count; ++i) {  // never two neighbours in a row, so that nothing merges
@@ -164,7 +164,7 @@ struct Side : Wire {
   std::shared_ptr<Transfer> write(uint64_t bytes, bool counted = true) {
     const int64_t immediate = counted ? int64_t{kImmediate} : -1;
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, immediate);
-    transfer->submitted_ns = now_ns();
+    transfer->submitted_ns = engine->submission_time();
     transfer->add_lane(
         peer, std::make_unique<PieceSource>(region, Piece{0, remote, 0, bytes}, false, immediate, peer->limits));
     engine->submit(transfer);

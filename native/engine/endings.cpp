@@ -21,8 +21,8 @@ namespace railwire {
 // Why a lane stops, for whoever is told in the end.
 void Engine::lane_failed(Lane& lane, Failure failure) {
   lane.stopping = true;
-  lane.failure = std::move(failure);
-  if (lane.failure.reason != Reason::kRemoteAccess) return;
+  lane.failure = std::make_unique<Failure>(std::move(failure));
+  if (lane.failure->reason != Reason::kRemoteAccess) return;
   // The next record that is made, whatever it says. Not made here: one question does for all that fail together, and
   // often there is something to say anyway (a link is down, a counter will not be reached).
   lane.question = lane.peer->question = lane.peer->next_sequence;
@@ -38,7 +38,7 @@ void Engine::ask_questions() {
 }
 
 bool Engine::in_doubt(const Lane& lane) const {
-  return lane.stopping && lane.failure.reason == Reason::kRemoteAccess && lane.question > lane.peer->acknowledged;
+  return lane.failure && lane.failure->reason == Reason::kRemoteAccess && lane.question > lane.peer->acknowledged;
 }
 
 // Whatever can end now does.
@@ -64,7 +64,7 @@ void Engine::finish_lane(Lane& lane) {
     const auto id = static_cast<uint32_t>(transfer.immediate_id);
     std::vector<std::byte> bytes(sizeof id);
     std::memcpy(bytes.data(), &id, sizeof id);
-    const std::string text = lane.failure.message.substr(0, 400);
+    const std::string text = lane.failure->message.substr(0, 400);
     const auto* p = reinterpret_cast<const std::byte*>(text.data());
     bytes.insert(bytes.end(), p, p + text.size());
     send_record(peer, RecordType::kPoison, bytes);
@@ -86,7 +86,7 @@ void Engine::end_lane(Lane& lane) {
   const Peer& peer = *lane.peer;
   Transfer& transfer = *lane.transfer;
   if (in_doubt(lane)) {
-    Failure& why = lane.failure;
+    Failure& why = *lane.failure;
     if (peer.state.load() == PeerState::kLost) {
       why = {Reason::kPeerLost, peer.id, why.nic, peer.end_reason.message + "; the last that came: " + why.message};
     } else {
@@ -94,7 +94,7 @@ void Engine::end_lane(Lane& lane) {
     }
   }
   if (lane.stopping) {
-    if (transfer.first_failure.reason == Reason::kNone) transfer.first_failure = lane.failure;
+    if (!transfer.first_failure) transfer.first_failure = std::move(lane.failure);
     transfer.any_may_still_land |= lane.may_still_land;
   }
   let_go(transfer);
@@ -104,15 +104,15 @@ void Engine::end_lane(Lane& lane) {
 void Engine::let_go(Transfer& transfer) {
   if (--transfer.lanes_left > 0) return;
   const std::shared_ptr<Transfer> self = active_.take(transfer);
-  if (transfer.first_failure.reason == Reason::kNone) {
+  if (!transfer.first_failure) {
     ++totals_.done;
     transfer.finish_done();
-  } else if (transfer.cancelled && transfer.first_failure.reason == Reason::kCancelled) {
+  } else if (transfer.cancelled && transfer.first_failure->reason == Reason::kCancelled) {
     ++totals_.cancelled;
-    transfer.finish(State::kCancelled, transfer.first_failure, transfer.any_may_still_land);
+    transfer.finish(State::kCancelled, std::move(*transfer.first_failure), transfer.any_may_still_land);
   } else {
     ++totals_.failed;
-    transfer.finish(State::kFailed, transfer.first_failure, transfer.any_may_still_land);
+    transfer.finish(State::kFailed, std::move(*transfer.first_failure), transfer.any_may_still_land);
   }
 }
 

@@ -44,9 +44,14 @@ const char* to_string(Reason reason) {
   return "unknown";
 }
 
+const Failure& Operation::failure() const {
+  static const Failure none;
+  return failure_ ? *failure_ : none;
+}
+
 void Operation::finish(State state, Failure failure, bool may_still_land) {
   if (done()) return;
-  if (failure.reason != Reason::kNone) failure_ = std::move(failure);
+  if (failure.reason != Reason::kNone) failure_ = std::make_unique<Failure>(std::move(failure));
   may_still_land_ = may_still_land;
   tell(state);
 }

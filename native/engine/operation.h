@@ -56,7 +56,7 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   // Somebody waits for the end. Where nobody does, its proof may be put off to be had together with others.
   bool wanted() const { return wanted_.load(std::memory_order_relaxed); }
   // Valid once done().
-  const Failure& failure() const { return failure_; }
+  const Failure& failure() const;
   bool may_still_land() const { return may_still_land_; }
 
   // Blocks until done or `timeout_ns` is over; true if done. The waiting thread drives the engine meanwhile, so that
@@ -92,8 +92,8 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> wanted_{false};
   std::atomic<uint64_t> token_{0};
-  Engine* driver_ = nullptr;  // once started; it outlives whatever finishes the operation
-  Failure failure_;
+  Engine* driver_ = nullptr;          // once started; it outlives whatever finishes the operation
+  std::unique_ptr<Failure> failure_;  // null: none
   bool may_still_land_ = false;
 };
 

@@ -144,9 +144,8 @@ size_t Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte
   if (filled > 1 && alone && nic.resumable) gather_immediates({batch_.data(), filled});
   const size_t taken = link.link->post({batch_.data(), filled});
   count_posted(link, {batch_.data(), taken}, byte_budget);
-  if (!lane.transfer->posted && taken > 0) {
-    lane.transfer->posted = true;
-    const int64_t latency = now_ns() - lane.transfer->submitted_ns;
+  if (lane.transfer->submitted_ns && taken > 0) {
+    const int64_t latency = now_ns() - std::exchange(lane.transfer->submitted_ns, 0);
     post_latency_[post_samples_++ % post_latency_.size()] =
         static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
   }
@@ -227,12 +226,12 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
   return any;
 }
 
-bool Engine::poll_nics() {
-  bool any = false;
+Engine::Polled Engine::poll_nics() {
+  Polled polled;
   for (uint32_t i = 0; i < nics_.size(); ++i) {
     const size_t n = nics_[i]->poll(completions_);
     if (n == 0) continue;
-    any = true;
+    polled.any = true;
     NicStats& stats = nic_stats_[i];
     for (size_t k = 0; k < n; ++k) {
       const Completion completion = std::exchange(completions_[k], {});
@@ -240,7 +239,7 @@ bool Engine::poll_nics() {
         case Completion::kImmediate:
           ++stats.immediates;
           counters_.arrive(completion.immediate);
-          break;
+          continue;
         case Completion::kWorkRequest:
           ++stats.completions;
           work_request_done(completion, i);
@@ -256,13 +255,14 @@ bool Engine::poll_nics() {
           }
           break;
       }
+      polled.only_arrivals = false;
     }
   }
   if (orphans_due_) [[unlikely]]
     resolve_all_orphans();
   if (questions_due_) [[unlikely]]
     ask_questions();
-  return any;
+  return polled;
 }
 
 void Engine::work_request_done(const Completion& completion, uint32_t nic) {

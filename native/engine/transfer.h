@@ -60,9 +60,9 @@ struct Lane {
   bool is_short = false;  // does not wait behind bulk
   bool stopping = false;  // failed or cancelled: nothing more is posted
   bool may_still_land = false;
-  Failure failure;
-  uint64_t question = 0;    // the peer's acknowledgement of this record shows that it lived after a refusal
-  int64_t doubt_until = 0;  // without it, the refusal is taken for what it says
+  std::unique_ptr<Failure> failure;  // why it is stopping
+  uint64_t question = 0;             // the peer's acknowledgement of this record shows that it lived after a refusal
+  int64_t doubt_until = 0;           // without it, the refusal is taken for what it says
 };
 
 class Transfer final : public Operation {
@@ -82,9 +82,8 @@ class Transfer final : public Operation {
   size_t place = Members<std::shared_ptr<Transfer>>::kNowhere;  // in the engine's active ones
   size_t lanes_left = 0;  // that have not ended; one more while it is being started
   uint64_t bytes = 0;
-  int64_t submitted_ns = 0;
-  bool posted = false;
-  Failure first_failure;
+  int64_t submitted_ns = 0;                // 0: not to be timed
+  std::unique_ptr<Failure> first_failure;  // of its lanes; null: none has failed
   bool any_may_still_land = false;
   bool cancelled = false;
 };

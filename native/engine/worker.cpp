@@ -21,6 +21,7 @@ constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kWorkerSpin = 50 * kMicrosecond;     // after the last event, before the worker sleeps
 constexpr int64_t kInlineSpin = 2 * kMillisecond;      // the same for a waiting thread
+constexpr uint32_t kHotLoops = 64;                     // so many in a row look at nothing but the NICs
 constexpr int64_t kLockSpin = 100 * kMicrosecond;      // a waiting thread yields this long to whoever drives
 constexpr int64_t kHandOver = kMillisecond;            // and then looks this often whether nobody does any more
 constexpr int64_t kSecondSleeper = 50 * kMillisecond;  // a look now and then, beside another that sleeps as the driver
@@ -148,9 +149,12 @@ bool Engine::take_commands() {
   return any;
 }
 
-bool Engine::drive() {
+bool Engine::drive(int64_t now, const Operation* waited_for) {
   bool busy = take_commands();
-  busy |= poll_nics();
+  const Polled polled = poll_nics();
+  // Arrivals alone leave nothing to be done for any peer.
+  if (!busy && active_.empty() && polled.only_arrivals && waited_for && waited_for->done()) return true;
+  busy |= polled.any;
   touched_.clear();  // all are served
   for (size_t i = 0; i < peers_.size(); ++i) {
     Peer& peer = *peers_[i];
@@ -159,16 +163,14 @@ bool Engine::drive() {
   }
   for (const auto& watcher : watchers_) {
     if (watcher->look()) {
-      watcher_activity_ns_ = now_ns();
+      watcher_activity_ns_ = now;
       events().push({Event::kWatcher, options_.event_tag, watcher->id, {}});
       busy = true;
     }
   }
-  if ((++totals_.loops & 15) == 0 || !busy) {
-    const int64_t now = now_ns();
-    if (now >= next_look_) look_at_processes(now);
-    if (now >= next_tick_) tick(now);
-  }
+  ++totals_.loops;
+  if (now >= next_look_) look_at_processes(now);
+  if (now >= next_tick_) tick(now);
   return busy;
 }
 
@@ -291,7 +293,7 @@ void Engine::worker_main() {
         parked = true;
         // Nobody may be driving: they look at operations that have ended, or stop for a moment between two.
         if (inline_waiters_.load(std::memory_order_seq_cst) == 0 && lock.try_lock()) {
-          drive();
+          drive(last_busy);
           tell_sleeper();
         }
         continue;
@@ -303,17 +305,18 @@ void Engine::worker_main() {
       while (lock_waiters_.load(std::memory_order_relaxed) > 0 && !stop_worker_.load()) sched_yield();
       lock.lock();
     }
+    const int64_t now = now_ns();
     bool busy = false;
     for (int i = 0; i < 16; ++i) {
-      busy |= drive();
+      busy |= drive(now);
       if (napping || inline_waiters_.load(std::memory_order_relaxed) > 0) break;
     }
     napping = false;
     tell_sleeper();
     if (options_.spin) continue;
     if (busy) {
-      last_busy = now_ns();
-    } else if (now_ns() - last_busy > kWorkerSpin) {
+      last_busy = now;
+    } else if (now - last_busy > kWorkerSpin) {
       // Woken by a NIC, it spins again even if nothing has ended: a long write is coming in piece by piece.
       napping = !sleep_as_driver(lock, true, last_busy, kNever);
       if (!napping) last_busy = now_ns();
@@ -345,7 +348,7 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
   if (worker_rest_.load(std::memory_order_seq_cst) == Rest::kAsleep) worker_bell_.ring();  // it parks
   bool more_to_do = false, looked = false;
   int64_t yielding_since = 0;
-  for (; !operation.done(); now = now_ns()) {
+  while (!operation.done()) {
     // At least one look, also for who polls with a time-out of 0: the worker leaves the field to him, too.
     if (now >= deadline && looked) break;
     if (!drive_.try_lock()) {
@@ -357,6 +360,7 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
       } else {
         sleep_as_waiter(operation, std::min(deadline - now, kHandOver));
       }
+      now = now_ns();
       continue;
     }
     yielding_since = 0;
@@ -367,22 +371,22 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
     uint32_t idle_loops = 0, busy_loops = 0;
     bool napping = false;  // the last sleep ended by itself: look once, and sleep again
     while (!operation.done()) {
-      const bool busy = drive();
+      const bool busy = drive(now, &operation);
       tell_sleeper();
       if (now >= deadline) break;
       if (busy) {
         idle_loops = 0;
         napping = false;
-        if ((++busy_loops & 63) == 0) {  // whatever else goes on
+        if ((++busy_loops & 15) == 0) {  // whatever else goes on
           now = now_ns();
           if (lock_waiters_.load(std::memory_order_relaxed) > 0) let_others(lock);
         }
       } else {
-        cpu_relax();
-        if ((++idle_loops & 63) == 0 || napping) {
-          now = now_ns();
+        if ((++idle_loops & 15) == 0) now = now_ns();
+        if (idle_loops > kHotLoops) cpu_relax();
+        if (idle_loops % kHotLoops == 0 || napping) {
           if (now >= deadline) break;
-          if (idle_loops == 64 && !napping) last_busy = now;
+          if (idle_loops == kHotLoops && !napping) last_busy = now;
           if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
             let_others(lock);
           } else if (now - last_busy > kInlineSpin && inline_asleep_.load()) {
@@ -393,6 +397,7 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
             lock_again(lock);
           } else if (now - last_busy > kInlineSpin) {
             napping = !sleep_as_driver(lock, false, last_busy, deadline);
+            now = now_ns();
             if (!napping) idle_loops = 0;
           } else if (now - last_busy > 10 * kMicrosecond) {
             sched_yield();  // the peer may need this core to answer

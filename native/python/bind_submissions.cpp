@@ -141,7 +141,7 @@ std::shared_ptr<T> submit(EngineHandle& self, std::shared_ptr<T> operation) {
 
 std::shared_ptr<Transfer> new_transfer(EngineHandle& self, Transfer::Kind kind, int64_t imm) {
   auto transfer = std::make_shared<Transfer>(self.engine, kind, imm);
-  transfer->submitted_ns = now_ns();
+  transfer->submitted_ns = self.engine->submission_time();
   return transfer;
 }
 
