@@ -110,6 +110,7 @@ async def measure(
                     "contender": name, "at_once": at_once, "tokens": length, "requests": len(first),
                     "ttft_p50_ms": round(1e3 * float(np.percentile(first, 50)), 1),
                     "ttft_p99_ms": round(1e3 * float(np.percentile(first, 99)), 1),
+                    "prefill_p50_ms": round(1e3 * float(np.median([answer.prefilled for answer in answers[name]])), 1),
                     "prompt_tokens_per_s": round(length * len(first) / seconds[name], 1),
                     "other_answers_than_railwire": wrong[name],
                 }  # fmt: skip
