@@ -131,9 +131,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void note_wait();  // for something that had ended already
   // For Transfer::submitted_ns: the time, or 0 for seven of eight, as two looks at the clock are much for a short
   // write.
-  int64_t submission_time() const {
-    return inline_submissions_.load(std::memory_order_relaxed) % 8 == 0 ? now_ns() : 0;
-  }
+  int64_t submission_time() { return made_.fetch_add(1, std::memory_order_relaxed) % 8 == 0 ? now_ns() : 0; }
   void note_listeners(int more) { listeners_.fetch_add(more, std::memory_order_relaxed); }
 
  private:
@@ -268,6 +266,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<uint32_t> lock_waiters_{0};
   std::atomic<int64_t> last_inline_ns_{0};
   std::atomic<uint32_t> inline_submissions_{0};  // written by whoever holds drive_
+  std::atomic<uint32_t> made_{0};                // transfers, submitted or about to be
   std::atomic<int> listeners_{0};                // operations whose end the dispatcher is to be told of
   Doorbell worker_bell_;
   Doorbell inline_bell_;

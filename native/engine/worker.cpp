@@ -315,7 +315,7 @@ void Engine::worker_main() {
     tell_sleeper();
     if (options_.spin) continue;
     if (busy) {
-      last_busy = now;
+      last_busy = now_ns();
     } else if (now - last_busy > kWorkerSpin) {
       // Woken by a NIC, it spins again even if nothing has ended: a long write is coming in piece by piece.
       napping = !sleep_as_driver(lock, true, last_busy, kNever);

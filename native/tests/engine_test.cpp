@@ -217,6 +217,23 @@ TEST_CASE("threads submit, cancel and wait at once; the engine closes under them
   }
 }
 
+TEST_CASE("one write in eight is timed, whatever is submitted between them") {
+  TestFabric fabric(SimulatedSettings{});
+  TestEngine a(fabric.name, "a", 1), b(fabric.name, "b", 1);
+  const auto [to_b, to_a] = join(a, b);
+  std::vector<std::byte> from(4096), into(4096);
+  const auto local = a.memory(from), remote = b.memory(into);
+  const auto keys = b.keys(*remote);
+  for (uint64_t i = 1; i <= 64; ++i) {
+    if (i % 3 == 0) a.expect(7, 1, 0);
+    const auto transfer = a.write(to_b, local, 0, keys, 0, 64, 9);
+    REQUIRE(transfer->wait(10 * kSecond));
+  }
+  const auto samples = a.engine->stats().post_latency_ns;
+  CHECK(samples.size() == 8);
+  CHECK(std::all_of(samples.begin(), samples.end(), [](uint32_t ns) { return ns > 0 && ns < UINT32_MAX; }));
+}
+
 TEST_CASE("a wait ends in time while the engine is busy with something else") {
   TestFabric fabric;
   TestEngine a(fabric.name, "a", 1), b(fabric.name, "b", 1);
