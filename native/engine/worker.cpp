@@ -152,8 +152,10 @@ bool Engine::take_commands() {
 bool Engine::drive(int64_t now, const Operation* waited_for) {
   bool busy = take_commands();
   const Polled polled = poll_nics();
-  // Arrivals alone leave nothing to be done for any peer.
-  if (!busy && active_.empty() && polled.only_arrivals && waited_for && waited_for->done()) return true;
+  // Arrivals alone leave nothing to be done for any peer. But who finds what he waits for at once, again and again, may
+  // be all that drives: what is due by the clock is due for him, too.
+  const bool nothing_due = active_.empty() && watchers_.empty() && now < next_tick_ && now < next_look_;
+  if (!busy && nothing_due && polled.only_arrivals && waited_for && waited_for->done()) return true;
   busy |= polled.any;
   touched_.clear();  // all are served
   for (size_t i = 0; i < peers_.size(); ++i) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "engines.h"
+#include "stand_in_nic.h"
 
 using namespace railwire;
 using namespace railwire::testing;
@@ -89,6 +90,29 @@ TEST_CASE("driving: a thread that polls with wait(0) gets what it polls for, and
   const auto never = two.a.expect(3, 1);
   for (const int64_t end = now_ns() + 2 * kSecond; now_ns() < end && !never->wait(0);) spin(20'000);
   CHECK(two.to_a->connected());
+}
+
+TEST_CASE("driving: a thread that finds each arrival at once keeps the peers told that we live") {
+  auto made = std::make_unique<StandInNic>("nic", true);
+  StandInNic& nic = *made;
+  std::vector<std::unique_ptr<Nic>> nics;
+  nics.push_back(std::move(made));
+  EventQueue events, handshakes;
+  // Without run(): no worker, so that this thread is all that drives.
+  const auto engine = std::make_shared<Engine>(
+      EngineOptions{.liveness_ns = kSecond, .events = &events, .handshakes = &handshakes}, std::move(nics));
+  const auto peer = engine->create_peer(5, true, "p", {{0, 0, std::vector<std::byte>(4)}});
+  engine->activate_peer(*peer, {{std::vector<std::byte>(4), 0, 0}}, 0, 0);
+  nic.arrivals = encode_immediate(5, kUnitsPerArrival);
+  const size_t before = nic.sent;
+  for (const int64_t end = now_ns() + kSecond / 2; now_ns() < end;) {
+    const auto arrival =
+        std::make_shared<Expectation>(engine, 5, kUnitsPerArrival, std::vector<uint64_t>{}, 10 * kSecond);
+    engine->submit(arrival);
+    REQUIRE(arrival->wait(kSecond));
+  }
+  CHECK(nic.sent - before >= 2);  // five a second
+  engine->close(0);
 }
 
 TEST_CASE("driving: threads that look at what has ended do not keep what another waits for from ending") {

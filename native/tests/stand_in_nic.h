@@ -1,5 +1,6 @@
-// A NIC that does what a test says: WRs come back when polled, a flush breaks the link if the test wants it, and the
-// test can stand in the way of a poll, or be told when a link closes or goes.
+// A NIC that does what a test says: WRs come back when polled, writes of the peer's land at each poll or never, a flush
+// breaks the link if the test wants it, and the test can stand in the way of a poll, or be told when a link closes or
+// goes.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "nic/nic.h"
@@ -30,7 +32,10 @@ class StandInNic final : public Nic {
   std::vector<std::byte> address() const override { return std::vector<std::byte>(4); }
   uint64_t resolve(std::span<const std::byte>) override { return 1; }
   void forget(uint64_t) override {}
-  bool send(uint64_t, std::span<const std::byte>, void*) override { return true; }
+  bool send(uint64_t, std::span<const std::byte>, void*) override {
+    ++sent;
+    return true;
+  }
   Registration register_memory(const MemorySpec& m) override { return {m.address, nullptr, 1, 0}; }
   void deregister(Registration& registration) override { registration = {}; }
   std::unique_ptr<railwire::Link> create_link() override {
@@ -42,6 +47,7 @@ class StandInNic final : public Nic {
     std::lock_guard gate(polling);
     if (polls_until_flushes_break > 0 && --polls_until_flushes_break == 0) flushes_break_ = true;
     size_t n = 0;
+    if (arrivals) out[n++] = {.kind = Completion::kImmediate, .immediate = *arrivals};
     for (Link* link : links_) {
       for (; n < out.size() && !link->back.empty(); ++n, link->back.pop_front()) out[n] = link->back.front();
     }
@@ -54,6 +60,8 @@ class StandInNic final : public Nic {
 
   std::mutex polling;                 // whoever holds it holds up the driver
   int polls_until_flushes_break = 0;  // under `polling`; 0: they find no room
+  std::optional<uint32_t> arrivals;   // this immediate comes with each poll
+  size_t sent = 0;                    // messages
   std::function<void()> on_link_closed, on_link_gone;
 
  private:
