@@ -310,7 +310,7 @@ void Engine::tick(int64_t now) {
   for (const auto& peer : copy) {
     tick_peer(*peer, now);
     const bool busy = !peer->unacked.empty() || peer->death_seen || !peer->closers.empty() || peer->ended() ||
-                      peer->close_requested || !peer->incoming_revokes.empty();
+                      peer->close_requested || !peer->incoming_revokes.empty() || peer->ack_due;
     if (busy) next = std::min(next, now + 10 * kMillisecond);
     for (const auto& link : peer->links) {
       if (!link->up && link->reachable && peer->connected()) next = std::min(next, now + 10 * kMillisecond);

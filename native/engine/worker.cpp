@@ -381,7 +381,10 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
         napping = false;
         if ((++busy_loops & 15) == 0) {  // whatever else goes on
           now = now_ns();
-          if (lock_waiters_.load(std::memory_order_relaxed) > 0) let_others(lock);
+          if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
+            let_others(lock);
+            now = now_ns();
+          }
         }
       } else {
         if ((++idle_loops & 15) == 0) now = now_ns();
@@ -391,6 +394,7 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
           if (idle_loops == kHotLoops && !napping) last_busy = now;
           if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
             let_others(lock);
+            now = now_ns();
           } else if (now - last_busy > kInlineSpin && inline_asleep_.load()) {
             // One sleeps as the driver already, and there is one bell. It ends ours, or hands over when it leaves.
             lock.unlock();

@@ -228,6 +228,7 @@ TEST_CASE("one write in eight is timed, whatever is submitted between them") {
     if (i % 3 == 0) a.expect(7, 1, 0);
     const auto transfer = a.write(to_b, local, 0, keys, 0, 64, 9);
     REQUIRE(transfer->wait(10 * kSecond));
+    REQUIRE(transfer->state() == State::kDone);
   }
   const auto samples = a.engine->stats().post_latency_ns;
   CHECK(samples.size() == 8);
