@@ -302,7 +302,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t next_look_ = 0;  // at the processes of peers
   int64_t last_tick_ = 0;
   bool finished_any_ = false;
-  bool acks_due_ = false;
   bool questions_due_ = false;  // a peer that refused is to be asked whether it lives
   bool orphans_due_ = false;    // a link that broke may be ready for what it had not landed to be sent again
   // What a step works on. Kept, because to clear it for each look at a queue would take longer than the look.

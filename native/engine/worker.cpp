@@ -21,7 +21,7 @@ constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kWorkerSpin = 50 * kMicrosecond;     // after the last event, before the worker sleeps
 constexpr int64_t kInlineSpin = 2 * kMillisecond;      // the same for a waiting thread
-constexpr uint32_t kHotLoops = 64;                     // so many in a row look at nothing but the NICs
+constexpr uint32_t kHotLoops = 64;                     // idle turns of a waiting thread before it first gives way
 constexpr int64_t kLockSpin = 100 * kMicrosecond;      // a waiting thread yields this long to whoever drives
 constexpr int64_t kHandOver = kMillisecond;            // and then looks this often whether nobody does any more
 constexpr int64_t kSecondSleeper = 50 * kMillisecond;  // a look now and then, beside another that sleeps as the driver
@@ -380,11 +380,8 @@ bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
         idle_loops = 0;
         napping = false;
         if ((++busy_loops & 15) == 0) {  // whatever else goes on
+          if (lock_waiters_.load(std::memory_order_relaxed) > 0) let_others(lock);
           now = now_ns();
-          if (lock_waiters_.load(std::memory_order_relaxed) > 0) {
-            let_others(lock);
-            now = now_ns();
-          }
         }
       } else {
         if ((++idle_loops & 15) == 0) now = now_ns();
