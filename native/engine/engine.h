@@ -163,7 +163,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
   bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
+  static bool touches_revoked(const Lane& lane);
   bool post_at_once(Lane& lane);
+  void after_posting(Lane& lane);
   size_t post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget);
   void count_posted(PeerLink& link, std::span<const WorkRequest> taken, uint64_t& byte_budget);
   void all_posted(Lane& lane);

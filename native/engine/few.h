@@ -13,16 +13,20 @@ template <class T>
 class Few {
  public:
   Few() = default;
-  Few(T one) : one_(std::move(one)), count_(1) {}       // NOLINT: a T is a row of one
-  Few(std::vector<T> all) : several_(std::move(all)) {  // NOLINT: so is any vector
-    count_ = several_.size();
+  Few(T one) : one_(std::move(one)), count_(1) {}  // NOLINT: a T is a row of one
+  Few(std::vector<T> all) : count_(all.size()) {   // NOLINT: so is any vector
+    if (count_ == 1) {
+      one_ = std::move(all.front());
+    } else {
+      several_ = std::move(all);
+    }
   }
   Few(Few&&) = default;
   Few& operator=(Few&&) = default;
 
   T& emplace_back() {
     if (++count_ == 1) return one_;
-    if (several_.empty()) several_.push_back(std::move(one_));
+    if (count_ == 2) several_.push_back(std::move(one_));
     return several_.emplace_back();
   }
   // Only of an empty row: so many new ones.
@@ -32,9 +36,9 @@ class Few {
   }
   size_t size() const { return count_; }
   bool empty() const { return count_ == 0; }
-  T* begin() { return several_.empty() ? &one_ : several_.data(); }
+  T* begin() { return count_ > 1 ? several_.data() : &one_; }
   T* end() { return begin() + count_; }
-  const T* begin() const { return several_.empty() ? &one_ : several_.data(); }
+  const T* begin() const { return count_ > 1 ? several_.data() : &one_; }
   const T* end() const { return begin() + count_; }
   T& operator[](size_t index) { return begin()[index]; }
   const T& operator[](size_t index) const { return begin()[index]; }

@@ -110,8 +110,8 @@ void Engine::landing_proven(Lane& lane) {
     finish_lane(lane);
     return;
   }
-  lane.source = std::make_unique<TrailingSource>(std::exchange(lane.trailing_units, 0),
-                                                 static_cast<uint32_t>(lane.transfer->immediate_id));
+  lane.source.emplace<TrailingSource>(std::exchange(lane.trailing_units, 0),
+                                      static_cast<uint32_t>(lane.transfer->immediate_id));
   for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = false;
   make_ready(lane);
 }

@@ -8,7 +8,6 @@
 namespace railwire {
 namespace {
 
-constexpr uint64_t kShortBytes = 64 * 1024;         // lanes up to this do not queue behind longer ones
 constexpr size_t kLinkTurn = 16;                    // short WRs a link takes before the next link's turn
 constexpr uint64_t kLinkBacklogBytes = 512 * 1024;  // of long WRs, per link of several
 
@@ -30,30 +29,31 @@ void Transfer::start(Engine& engine, std::shared_ptr<Operation> self) {
 }
 void Transfer::stop(Engine& engine) { engine.stop_transfer(*this); }
 
-void Transfer::add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source) {
-  const uint64_t total = source->total_bytes();
-  Lane& lane = lanes.emplace_back();
-  lane.transfer = this;
-  lane.peer = std::move(peer);
-  lane.trailing_units = source->trailing_units();
-  lane.is_short = total <= kShortBytes;
-  lane.source = std::move(source);
-  bytes += total;
+bool Engine::touches_revoked(const Lane& lane) {
+  const auto& revoked = lane.peer->revoked_regions;
+  return std::any_of(revoked.begin(), revoked.end(), [&](uint64_t region) { return lane.source->touches(region); });
 }
 
 void Engine::start_transfer(std::shared_ptr<Transfer> self) {
-  ++totals_.submitted;
   Transfer& transfer = *self;
   transfer.lanes_left = transfer.lanes.size() + 1;
-  active_.insert(std::move(self));
   for (Lane& lane : transfer.lanes) {
     Peer& peer = *lane.peer;
-    peer.lanes.insert(&lane);
     lane.links.resize(peer.links.size());
-    for (size_t i = 0; i < lane.links.size(); ++i) {
-      lane.links[i].wr_kind = WrContext::kLane;
-      lane.links[i].lane = &lane;
-      lane.links[i].link = peer.links[i].get();
+    size_t index = 0;
+    for (LaneLink& share : lane.links) {
+      share.wr_kind = WrContext::kLane;
+      share.lane = &lane;
+      share.link = peer.links[index++].get();
+    }
+    // The doorbell first: what has to be written down besides has all the time that the wire takes.
+    const bool posted = post_at_once(lane);
+    if (self) active_.insert(std::move(self));
+    peer.lanes.insert(&lane);
+    if (posted) {
+      touched_.push_back(&peer);
+      after_posting(lane);
+      continue;
     }
     if (!peer.connected()) {
       const bool ended = peer.ended();
@@ -61,19 +61,17 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
                             : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is being closed"});
       continue;
     }
-    const auto revoked = std::find_if(peer.revoked_regions.begin(), peer.revoked_regions.end(),
-                                      [&](uint64_t region) { return lane.source->touches(region); });
-    if (revoked != peer.revoked_regions.end()) {
+    if (touches_revoked(lane)) {
       stop_lane(lane, {Reason::kRevoked, peer.id, "",
                        "peer " + peer.name + " has revoked the region; ask it for a new descriptor"});
     } else if (lane.source->exhausted()) {
       advance(lane);
-    } else if (post_at_once(lane)) {
-      touched_.push_back(&peer);
     } else {
       make_ready(lane);
     }
   }
+  if (self) active_.insert(std::move(self));  // to nobody
+  ++totals_.submitted;
   let_go(transfer);
 }
 
@@ -166,23 +164,27 @@ void Engine::look_for_break(PeerLink& link) {
   link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke while posting"}, true);
 }
 
-// A short lane that finds nothing before it goes out at once, without the queues.
+// A short lane that finds nothing before it goes out at once, without the queues. If so, after_posting() must follow.
 bool Engine::post_at_once(Lane& lane) {
   Peer& peer = *lane.peer;
-  if (!lane.is_short || peer.links.size() != 1 || peer.any_ready()) return false;
+  if (!lane.is_short || peer.links.size() != 1 || !peer.connected() || peer.any_ready()) return false;
   PeerLink& link = *peer.links[0];
-  if (!link.up || !link.stash.empty()) return false;
+  if (!link.up || !link.stash.empty() || touches_revoked(lane) || lane.source->exhausted()) return false;
   const size_t depth = link.nic->info().link_depth, outstanding = link.link->outstanding();
   if (outstanding >= depth) return false;
   uint64_t budget = kShortBytes;
   post_some(link, lane, std::min(kBatch, depth - outstanding), budget);
+  return true;
+}
+
+void Engine::after_posting(Lane& lane) {
+  PeerLink& link = *lane.peer->links[0];
   if (!lane.source->exhausted()) {
     make_ready(lane);
   } else {
     all_posted(lane);
   }
   if (!link.stash.empty()) look_for_break(link);
-  return true;
 }
 
 // Posts to one link until it is full, nothing is ready, or the budget is spent.
@@ -234,12 +236,15 @@ Engine::Polled Engine::poll_nics() {
     polled.any = true;
     NicStats& stats = nic_stats_[i];
     for (size_t k = 0; k < n; ++k) {
+      if (completions_[k].kind == Completion::kImmediate) {
+        ++stats.immediates;
+        counters_.arrive(completions_[k].immediate);
+        continue;
+      }
       const Completion completion = std::exchange(completions_[k], {});
       switch (completion.kind) {
         case Completion::kImmediate:
-          ++stats.immediates;
-          counters_.arrive(completion.immediate);
-          continue;
+          break;  // above
         case Completion::kWorkRequest:
           ++stats.completions;
           work_request_done(completion, i);

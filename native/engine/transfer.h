@@ -15,7 +15,8 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
+#include <utility>
+#include <variant>
 
 #include "engine/few.h"
 #include "engine/members.h"
@@ -29,9 +30,52 @@ class Transfer;
 struct Lane;
 struct PeerLink;
 
+inline constexpr uint64_t kShortBytes = 64 * 1024;  // lanes up to this do not queue behind longer ones
+
 // What WorkRequest::context points to.
 struct WrContext {
   enum Kind : uint8_t { kLane, kFlush } wr_kind;
+};
+
+// Sends what a lane's WRs could not carry: zero-length writes with up to 1024 units each.
+class TrailingSource final : public WorkSource {
+ public:
+  TrailingSource(uint64_t units, uint32_t immediate_id) : units_(units), immediate_id_(immediate_id) {}
+  size_t fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) override;
+  bool exhausted() const override { return units_ == 0; }
+  uint64_t next_length() const override { return 0; }
+  uint64_t trailing_units() const override { return 0; }
+  uint64_t total_bytes() const override { return 0; }
+  bool touches(uint64_t) const override { return false; }
+  void redirect(WorkRequest& wr, const LinkEnds&, const LinkEnds& to) const override {
+    wr.remote = to.pad_address;
+    wr.rkey = to.pad_rkey;
+  }
+
+ private:
+  uint64_t units_;
+  uint32_t immediate_id_;
+};
+
+// The source of a lane, or none any more. Lies in the lane: a write needs no memory of its own for it.
+class LaneSource {
+ public:
+  template <class Source, class... Args>
+  Source& emplace(Args&&... args) {
+    return any_.emplace<Source>(std::forward<Args>(args)...);
+  }
+  void reset() { any_.emplace<std::monostate>(); }
+  explicit operator bool() const { return any_.index() != 0; }
+  WorkSource* operator->() { return std::visit(Base{}, any_); }
+  const WorkSource* operator->() const { return const_cast<LaneSource*>(this)->operator->(); }
+
+ private:
+  struct Base {
+    WorkSource* operator()(std::monostate&) const { return nullptr; }
+    WorkSource* operator()(WorkSource& source) const { return &source; }
+  };
+
+  std::variant<std::monostate, PieceSource, PageSource, TrailingSource> any_;
 };
 
 // A lane's share on one link.
@@ -49,7 +93,7 @@ struct Lane {
 
   Transfer* transfer = nullptr;
   std::shared_ptr<Peer> peer;
-  std::unique_ptr<WorkSource> source;
+  LaneSource source;
   Few<LaneLink> links;                      // its shares, by the peer's link index
   size_t place = Members<Lane*>::kNowhere;  // in the peer's lanes
   uint64_t trailing_units = 0;
@@ -74,7 +118,17 @@ class Transfer final : public Operation {
   void start(Engine& engine, std::shared_ptr<Operation> self) override;
   void stop(Engine& engine) override;
 
-  void add_lane(std::shared_ptr<Peer> peer, std::unique_ptr<WorkSource> source);
+  // Source: of what its WRs are to be made, from these arguments.
+  template <class Source, class... Args>
+  void add_lane(std::shared_ptr<Peer> peer, Args&&... args) {
+    Lane& lane = lanes.emplace_back();
+    const Source& source = lane.source.emplace<Source>(std::forward<Args>(args)...);
+    lane.transfer = this;
+    lane.peer = std::move(peer);
+    lane.trailing_units = source.trailing_units();
+    lane.is_short = source.total_bytes() <= kShortBytes;
+    bytes += source.total_bytes();
+  }
 
   const Kind kind;
   const int64_t immediate_id;                                   // -1: none
@@ -86,26 +140,6 @@ class Transfer final : public Operation {
   std::unique_ptr<Failure> first_failure;  // of its lanes; null: none has failed
   bool any_may_still_land = false;
   bool cancelled = false;
-};
-
-// Sends what a lane's WRs could not carry: zero-length writes with up to 1024 units each.
-class TrailingSource final : public WorkSource {
- public:
-  TrailingSource(uint64_t units, uint32_t immediate_id) : units_(units), immediate_id_(immediate_id) {}
-  size_t fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) override;
-  bool exhausted() const override { return units_ == 0; }
-  uint64_t next_length() const override { return 0; }
-  uint64_t trailing_units() const override { return 0; }
-  uint64_t total_bytes() const override { return 0; }
-  bool touches(uint64_t) const override { return false; }
-  void redirect(WorkRequest& wr, const LinkEnds&, const LinkEnds& to) const override {
-    wr.remote = to.pad_address;
-    wr.rkey = to.pad_rkey;
-  }
-
- private:
-  uint64_t units_;
-  uint32_t immediate_id_;
 };
 
 }  // namespace railwire

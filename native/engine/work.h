@@ -62,8 +62,8 @@ class RegionUse {
   ~RegionUse() {
     if (region_) region_->users.fetch_sub(1, std::memory_order_release);
   }
-  RegionUse(const RegionUse&) = delete;
-  RegionUse& operator=(const RegionUse&) = delete;
+  RegionUse(RegionUse&&) = default;  // leaves an empty one
+  RegionUse& operator=(RegionUse&&) = delete;
   Region* operator->() const { return region_.get(); }
 
  private:

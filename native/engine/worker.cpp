@@ -158,10 +158,14 @@ bool Engine::drive(int64_t now, const Operation* waited_for) {
   if (!busy && nothing_due && polled.only_arrivals && waited_for && waited_for->done()) return true;
   busy |= polled.any;
   touched_.clear();  // all are served
-  for (size_t i = 0; i < peers_.size(); ++i) {
-    Peer& peer = *peers_[i];
-    busy |= pump(peer, kDriveBytes);
-    if (peer.ack_due) send_due_records(peer, 0);
+  // Nobody looks at every peer in each idle turn: what can be posted or flushed belongs to an active transfer, and an
+  // acknowledgement is due when something has come. One that finds no room waits for the next tick.
+  if (busy || !active_.empty()) {
+    for (size_t i = 0; i < peers_.size(); ++i) {
+      Peer& peer = *peers_[i];
+      busy |= pump(peer, kDriveBytes);
+      if (peer.ack_due) send_due_records(peer, 0);
+    }
   }
   for (const auto& watcher : watchers_) {
     if (watcher->look()) {

@@ -175,9 +175,6 @@ size_t VerbsLink::post_chain(std::span<const WorkRequest> chain) {
   const size_t mask = slots_.size() - 1;
   auto number = static_cast<uint32_t>(posted_);
   for (size_t i = 0; i < chain.size(); ++i, ++number) {
-    Slot& slot = slots_[number & mask];
-    slot.request = chain[i];
-    slot.wc_status = IBV_WC_SUCCESS;
     fill(nic_.wrs_[i], nic_.sges_[i], chain[i], number);
     if (number % signal_every_ == 0) nic_.wrs_[i].send_flags |= IBV_SEND_SIGNALED;
   }
@@ -187,6 +184,13 @@ size_t VerbsLink::post_chain(std::span<const WorkRequest> chain) {
   ibv_send_wr* bad = nullptr;
   const int error = ibv_post_send(qp_.get(), nic_.wrs_.data(), &bad);
   last.next = next;
+  // Nobody looks at the queue before we return: what is to be known when a WR is back can be written while it travels.
+  number = static_cast<uint32_t>(posted_);
+  for (const WorkRequest& request : chain) {
+    Slot& slot = slots_[number++ & mask];
+    slot.request = request;
+    slot.wc_status = IBV_WC_SUCCESS;
+  }
   if (error == 0) [[likely]] {
     posted_ += chain.size();
     return chain.size();

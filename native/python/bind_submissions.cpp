@@ -155,8 +155,8 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
   check_keys(*peer, *remote);
   auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm);
   Piece piece{local_offset, std::move(remote), remote_offset, length};
-  auto source = std::make_unique<PieceSource>(std::move(region), std::move(piece), read, imm, peer->limits);
-  transfer->add_lane(std::move(peer), std::move(source));
+  const SplitLimits& limits = peer->limits;
+  transfer->add_lane<PieceSource>(std::move(peer), std::move(region), std::move(piece), read, imm, limits);
   return submit(self, std::move(transfer));
 }
 
@@ -183,9 +183,9 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                         std::min(local_size, region->memory.length));
   auto to = page_side("destination pages", dst_indices, dst_offset, dst_stride, dst_runs, dst_run_stride, page_bytes,
                       std::min(remote_size, remote->length));
-  auto source = std::make_unique<PageSource>(std::move(region), std::move(from), std::move(remote), std::move(to),
-                                             page_bytes, imm, peer->limits);
-  transfer->add_lane(std::move(peer), std::move(source));
+  const SplitLimits& limits = peer->limits;
+  transfer->add_lane<PageSource>(std::move(peer), std::move(region), std::move(from), std::move(remote), std::move(to),
+                                 page_bytes, imm, limits);
   return submit(self, std::move(transfer));
 }
 
@@ -208,8 +208,7 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
   for (size_t i = 0; i < peers.size(); ++i) {
     if (pieces[i].empty()) continue;
-    transfer->add_lane(peers[i],
-                       std::make_unique<PieceSource>(region, std::move(pieces[i]), false, imm, peers[i]->limits));
+    transfer->add_lane<PieceSource>(peers[i], region, std::move(pieces[i]), false, imm, peers[i]->limits);
   }
   return submit(self, std::move(transfer));
 }
@@ -219,7 +218,7 @@ std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::sha
   if (imm < 0) throw nb::value_error("a barrier needs an immediate");
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
   for (const auto& peer : peers) {
-    transfer->add_lane(peer, std::make_unique<PieceSource>(nullptr, Piece{}, false, imm, peer->limits));
+    transfer->add_lane<PieceSource>(peer, nullptr, Piece{}, false, imm, peer->limits);
   }
   return submit(self, std::move(transfer));
 }

@@ -42,7 +42,7 @@ struct Alone {
     for (uint32_t i = 0; i < count; ++i) near.indices.push_back(i * 7 % 4099);
     far.indices = near.indices;
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, -1);
-    transfer->add_lane(peer, std::make_unique<PageSource>(region, near, keys, far, 64, -1, peer->limits));
+    transfer->add_lane<PageSource>(peer, region, near, keys, far, 64, -1, peer->limits);
     return transfer;
   }
 

@@ -45,8 +45,8 @@ class TestEngine {
                                   uint64_t length, int64_t imm) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, imm);
     transfer->submitted_ns = engine->submission_time();
-    transfer->add_lane(peer, std::make_unique<PieceSource>(region, std::vector<Piece>{{from, remote, to, length}},
-                                                           false, imm, peer->limits));
+    transfer->add_lane<PieceSource>(peer, region, std::vector<Piece>{{from, remote, to, length}}, false, imm,
+                                    peer->limits);
     engine->submit(transfer);
     return transfer;
   }

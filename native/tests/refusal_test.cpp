@@ -356,8 +356,7 @@ TEST_CASE("a transfer in doubt holds nobody up: other writes, its source, the fe
   const auto both = std::make_shared<Transfer>(a.engine, Transfer::Kind::kWrite, 9);
   both->submitted_ns = now_ns();
   for (const auto& [peer, remote] : {std::pair(puppet.peer, puppet.keys), std::pair(to_b, b.keys(*into))}) {
-    both->add_lane(
-        peer, std::make_unique<PieceSource>(from, std::vector<Piece>{{0, remote, 0, 4096}}, false, 9, peer->limits));
+    both->add_lane<PieceSource>(peer, from, std::vector<Piece>{{0, remote, 0, 4096}}, false, 9, peer->limits);
   }
   const auto landed = b.expect(9, 1);
   a.engine->submit(both);
