@@ -174,9 +174,13 @@ size_t VerbsLink::post(std::span<const WorkRequest> batch) {
 size_t VerbsLink::post_chain(std::span<const WorkRequest> chain) {
   const size_t mask = slots_.size() - 1;
   auto number = static_cast<uint32_t>(posted_);
+  uint32_t unsignalled = 0;
   for (size_t i = 0; i < chain.size(); ++i, ++number) {
     fill(nic_.wrs_[i], nic_.sges_[i], chain[i], number);
-    if (number % signal_every_ == 0) nic_.wrs_[i].send_flags |= IBV_SEND_SIGNALED;
+    if (++unsignalled == signal_every_) {
+      nic_.wrs_[i].send_flags |= IBV_SEND_SIGNALED;
+      unsignalled = 0;
+    }
   }
   ibv_send_wr& last = nic_.wrs_[chain.size() - 1];
   last.send_flags |= IBV_SEND_SIGNALED;
