@@ -297,7 +297,7 @@ void Engine::tick(int64_t now) {
     for (auto& peer : peers_) {
       peer->last_up += now - last_tick_;
       for (auto& link : peer->links) {
-        link->last_heard += now - last_tick_;
+        link->last_heard = std::min(link->last_heard + now - last_tick_, now);  // it may have been heard since
         link->last_progress = 0;
       }
       for (Lane* lane : peer->doubts) lane->doubt_until += now - last_tick_;

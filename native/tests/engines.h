@@ -17,17 +17,20 @@ inline constexpr int64_t kSecond = 1'000'000'000;
 
 inline SplitLimits limits_of(const Peer& peer) { return peer.limits; }
 
-// An engine with `count` NICs on a fabric; closed by its destructor.
+// An engine with `count` NICs on a fabric; closed by its destructor. Without a worker it stands still while no thread of
+// the test waits for anything, as a process that has been stopped does.
 class TestEngine {
  public:
-  TestEngine(const std::string& fabric, const std::string& name, int count, int64_t liveness = kSecond) : name(name) {
+  TestEngine(const std::string& fabric, const std::string& name, int count, int64_t liveness = kSecond,
+             bool worker = true)
+      : name(name) {
     std::vector<std::unique_ptr<Nic>> nics;
     for (int i = 0; i < count; ++i) {
       nics.push_back(make_simulated_nic("sim://" + fabric + "/" + name + std::to_string(i)));
     }
     engine = std::make_shared<Engine>(
         EngineOptions{.liveness_ns = liveness, .events = &events, .handshakes = &handshakes}, std::move(nics));
-    engine->run();
+    if (worker) engine->run();
   }
   ~TestEngine() { engine->close(0); }
 
