@@ -9,8 +9,8 @@ if ! command -v valgrind >/dev/null; then
   "${sudo[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update
   "${sudo[@]}" apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends valgrind >/dev/null
 fi
-count() { # count MODE WRS -> instructions
-  valgrind --tool=callgrind --callgrind-out-file=/dev/null build/native/verbs_instructions "$1" "$2" 2>&1 |
+count() { # count MODE WRS [OPTION] -> instructions
+  valgrind --tool=callgrind ${3:-} --callgrind-out-file=/dev/null build/native/verbs_instructions "$1" "$2" 2>&1 |
     sed -n 's/.*Collected : *//p'
 }
 few=6400 many=64000
@@ -19,3 +19,11 @@ for mode in pages batch writes turns; do
   b=$(count $mode $many)
   echo "$mode: $(((b - a) / (many - few))) instructions per WR, of which about 15 are the provider's"
 done
+# Only what lies between two points, which the program tells valgrind of.
+a=$(count answers $few --collect-atstart=no)
+b=$(count answers $many --collect-atstart=no)
+if [ "$a" = "$b" ]; then
+  echo "answers: not counted, as it was built without valgrind's header: touch native/bench/verbs_instructions.cpp, make build-native"
+else
+  echo "answers: $(((b - a) / (many - few))) instructions from an arrival's completion to the doorbell of its answer"
+fi

@@ -114,6 +114,7 @@ struct Bed {
     region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
     keys = std::make_shared<RemoteKeys>(1, memory.size(), std::vector<RemoteKeys::Key>{{0x10000, 7}});
   }
+  ~Bed() { engine->close(0); }
   template <class Source, class... Args>
   std::shared_ptr<Transfer> submit(Args&&... args) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);

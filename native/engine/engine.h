@@ -111,7 +111,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   Stats stats();
 
-  // Ends everything, within about `timeout_ns`; afterwards no thread of the engine exists. Idempotent.
+  // Ends everything, within about `timeout_ns`; afterwards no thread of the engine exists. Idempotent. Owners call it
+  // before they let go of the engine: regions that transfers still hold must find it when these end.
   void close(int64_t timeout_ns);
 
   // ---- the driver's own; called by operations ----------------------------------------------------------------------
