@@ -17,8 +17,8 @@ inline constexpr int64_t kSecond = 1'000'000'000;
 
 inline SplitLimits limits_of(const Peer& peer) { return peer.limits; }
 
-// An engine with `count` NICs on a fabric; closed by its destructor. Without a worker it stands still while no thread of
-// the test waits for anything, as a process that has been stopped does.
+// An engine with `count` NICs on a fabric; closed by its destructor. Without a worker it stands still while no thread
+// of the test waits for anything, as a process that has been stopped does.
 class TestEngine {
  public:
   TestEngine(const std::string& fabric, const std::string& name, int count, int64_t liveness = kSecond,
