@@ -10,7 +10,7 @@ using namespace railwire;
 using namespace railwire::testing;
 
 TEST_CASE("liveness: a peer that dies while this process is stopped is lost no later than any other") {
-  constexpr int64_t kLiveness = kSecond / 2, kStop = 2 * kSecond;
+  constexpr int64_t kLiveness = kSecond / 2, kStop = 3 * kSecond;
   TestFabric fabric;
   TestEngine a(fabric.name, "a", 1, kLiveness, false), b(fabric.name, "b", 1, 5 * kSecond);
   const auto to_b = join(a, b).first;
@@ -23,6 +23,6 @@ TEST_CASE("liveness: a peer that dies while this process is stopped is lost no l
   CHECK(to_b->connected());  // the silence so far was our own
   while (!to_b->ended() && now_ns() < begin + 5 * kSecond) drive_for(kSecond / 50);
   CHECK(to_b->ended());
-  CHECK(now_ns() - begin < 2 * kLiveness);
+  CHECK(now_ns() - begin < kLiveness + kStop / 2);  // and not by all of kStop later
   fabric.fabric->hold(false);
 }
