@@ -14,7 +14,7 @@ count() { # count MODE WRS [OPTION] -> instructions
     sed -n 's/.*Collected : *//p'
 }
 few=6400 many=64000
-for mode in pages batch writes turns; do
+for mode in pages batch writes turns crowd; do
   a=$(count $mode $few)
   b=$(count $mode $many)
   echo "$mode: $(((b - a) / (many - few))) instructions per WR, of which about 15 are the provider's"

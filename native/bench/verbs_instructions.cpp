@@ -4,6 +4,7 @@
 //   verbs_instructions pages COUNT   one write_pages of COUNT scattered pages of 4 KiB, through the whole engine
 //   verbs_instructions writes COUNT  COUNT writes of 64 B, each submitted and waited for, through the whole engine
 //   verbs_instructions turns COUNT   COUNT writes of 8 B in turns with the peer's: each answers an expected arrival
+//   verbs_instructions crowd COUNT   the same turns, beside 63 peers that are silent
 //   verbs_instructions answers COUNT the same from an arrival in the queue to the doorbell of the answer, and no more
 //   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
 #include <algorithm>
@@ -100,21 +101,31 @@ void batch(size_t count) {
   near->deregister(region);
 }
 
-// An engine with one connected peer. Without run(): no worker, so that whoever waits does all the work.
+// An engine with one connected peer, and perhaps others that are silent. Without run(): no worker, so that whoever
+// waits does all the work.
 struct Bed {
   static constexpr uint64_t kPage = 4096, kPages = 4096;
-  Bed() : far(make_verbs_nic("verbs:stub0", {})), other(far->create_link()), memory(kPage * kPages) {
+  explicit Bed(size_t silent = 0)
+      : far(make_verbs_nic("verbs:stub0", {})), other(far->create_link()), memory(kPage * kPages) {
     std::vector<std::unique_ptr<Nic>> nics;
     nics.push_back(make_verbs_nic("verbs:stub0", {}));
     engine = std::make_shared<Engine>(
         EngineOptions{.liveness_ns = 3'600'000'000'000, .events = &events, .handshakes = &handshakes}, std::move(nics));
-    peer = engine->create_peer(1, true, "far", {{0, 0, far->address()}});
-    engine->link_halves(*peer);
-    engine->activate_peer(*peer, {{other->address(), 0x1000, 7}}, 0, 0);
+    peer = connect(1, *other);
+    for (size_t i = 0; i < silent; ++i) {
+      others.push_back(far->create_link());
+      connect(2 + i, *others.back());
+    }
     region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
     keys = std::make_shared<RemoteKeys>(1, memory.size(), std::vector<RemoteKeys::Key>{{0x10000, 7}});
   }
   ~Bed() { engine->close(0); }
+  std::shared_ptr<Peer> connect(uint64_t connection, const Link& half) {
+    auto connected = engine->create_peer(connection, true, "far", {{0, 0, far->address()}});
+    engine->link_halves(*connected);
+    engine->activate_peer(*connected, {{half.address(), 0x1000, 7}}, 0, 0);
+    return connected;
+  }
   template <class Source, class... Args>
   std::shared_ptr<Transfer> submit(Args&&... args) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, 5);
@@ -133,6 +144,7 @@ struct Bed {
 
   std::unique_ptr<Nic> far;
   std::unique_ptr<Link> other;
+  std::vector<std::unique_ptr<Link>> others;
   std::vector<std::byte> memory;
   EventQueue events, handshakes;
   std::shared_ptr<Engine> engine;
@@ -146,8 +158,8 @@ void writes(size_t count) {
   for (size_t i = 0; i < count; ++i) bed.carry_out(*bed.write(64));
 }
 
-void turns(size_t count) {
-  Bed bed;
+void turns(size_t count, size_t silent) {
+  Bed bed(silent);
   answered = true;
   for (size_t i = 0; i < count; ++i) {
     const auto transfer = bed.write(8);
@@ -203,7 +215,9 @@ int main(int argc, char** argv) {
   } else if (what == "writes") {
     writes(count);
   } else if (what == "turns") {
-    turns(count);
+    turns(count, 0);
+  } else if (what == "crowd") {
+    turns(count, 63);
   } else if (what == "answers") {
     answers(count);
   } else if (what == "batch") {

@@ -175,6 +175,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void stop_lane(Lane& lane, Failure failure);
   void drop_stash(Lane& lane);
   void make_ready(Lane& lane);
+  void note_due(Peer& peer) { peer.due = any_due_ = true; }  // each turn of the driver looks at it until nothing is
   std::string link_name(const PeerLink& link) const;
 
   // landing.cpp: the proof of landing
@@ -304,6 +305,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   int64_t asleep_until_ = std::numeric_limits<int64_t>::max();
   int64_t next_look_ = 0;  // at the processes of peers
   int64_t last_tick_ = 0;
+  bool any_due_ = false;  // a peer is
   bool finished_any_ = false;
   bool questions_due_ = false;  // a peer that refused is to be asked whether it lives
   bool orphans_due_ = false;    // a link that broke may be ready for what it had not landed to be sent again

@@ -142,6 +142,7 @@ void Engine::send_again(PeerLink& from, const WorkRequest& request, LaneLink& sh
   other.used = true;
   other.landed = other.last_proves = false;
   to->stash.push_back(wr);
+  note_due(peer);
   ++peer.stats.work_requests_resent;
 }
 

@@ -32,6 +32,7 @@ void Engine::advance(Lane& lane) {
         ++lane.unproven;
         if (link.want_flush.empty()) link.flush_due = now_ns() + kLazyFlush;
         link.want_flush.push_back(&share);
+        note_due(peer);
       }
     } else {
       if (!lane.stopping && share.last_proves) {

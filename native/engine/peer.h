@@ -8,6 +8,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -138,6 +139,12 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::deque<Lane*> ready_short;
   bool short_turn = false;  // the two take turns
   bool any_ready() const { return !ready.empty() || !ready_short.empty(); }
+  bool due = false;  // may have something to post, to flush or to acknowledge: Engine::note_due()
+  bool anything_due() const {
+    return any_ready() || ack_due || std::any_of(links.begin(), links.end(), [](const auto& link) {
+             return !link->stash.empty() || !link->want_flush.empty();
+           });
+  }
   std::deque<Lane*>& next_queue() {
     if (ready.empty() || ready_short.empty()) return ready.empty() ? ready_short : ready;
     short_turn = !short_turn;

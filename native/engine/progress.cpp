@@ -90,6 +90,7 @@ void Engine::make_ready(Lane& lane) {
   lane.phase = Lane::Phase::kReady;
   lane.in_ready_list = true;
   touched_.push_back(lane.peer.get());
+  note_due(*lane.peer);
   (lane.is_short ? lane.peer->ready_short : lane.peer->ready).push_back(&lane);
 }
 
@@ -147,7 +148,10 @@ size_t Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte
     post_latency_[post_samples_++ % post_latency_.size()] =
         static_cast<uint32_t>(std::min<int64_t>(latency, UINT32_MAX));
   }
-  if (taken < filled) link.stash.assign(batch_.data() + taken, batch_.data() + filled);
+  if (taken < filled) {
+    link.stash.assign(batch_.data() + taken, batch_.data() + filled);
+    note_due(*link.peer);
+  }
   return taken;
 }
 

@@ -201,6 +201,7 @@ void Engine::record_arrived(Peer& peer, std::span<const std::byte> payload) {
     return;
   }
   peer.ack_due = true;
+  note_due(peer);
   if (record->sequence <= peer.taken) return;  // a repetition
   if (record->sequence != peer.taken + 1) {
     if (peer.early.size() < kEarlyRecords) {

@@ -154,17 +154,18 @@ bool Engine::drive(int64_t now, const Operation* waited_for) {
   const Polled polled = poll_nics();
   // Arrivals alone leave nothing to be done for any peer. But who finds what he waits for at once, again and again, may
   // be all that drives: what is due by the clock is due for him, too.
-  const bool nothing_due = active_.empty() && watchers_.empty() && now < next_tick_ && now < next_look_;
+  const bool nothing_due = !any_due_ && active_.empty() && watchers_.empty() && now < next_tick_ && now < next_look_;
   if (!busy && nothing_due && polled.only_arrivals && waited_for && waited_for->done()) return true;
   busy |= polled.any;
   touched_.clear();  // all are served
-  // Nobody looks at every peer in each idle turn: what can be posted or flushed belongs to an active transfer, and an
-  // acknowledgement is due when something has come. One that finds no room waits for the next tick.
-  if (busy || !active_.empty()) {
+  if (std::exchange(any_due_, false)) {
     for (size_t i = 0; i < peers_.size(); ++i) {
       Peer& peer = *peers_[i];
+      if (!peer.due) continue;
       busy |= pump(peer, kDriveBytes);
       if (peer.ack_due) send_due_records(peer, 0);
+      peer.due = peer.anything_due();
+      any_due_ |= peer.due;
     }
   }
   for (const auto& watcher : watchers_) {
