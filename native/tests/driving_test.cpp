@@ -212,3 +212,53 @@ TEST_CASE("driving: what a thread that drives ends for one that sleeps, it tells
   other->cancel();
   second.join();
 }
+
+TEST_CASE("driving: what is due for a peer is done soon, though nobody waits for it and the peer has nothing else") {
+  SimulatedSettings handed_over;
+  handed_over.completion_proves_landing = false;
+  Two two(handed_over);  // its ticks are two seconds apart
+  nap(100);
+  const auto within = [](const Operation& operation) {  // without wanting it, as wait() does
+    return ms_of([&] {
+      for (const int64_t end = now_ns() + 5 * kSecond; operation.state() == State::kPending && now_ns() < end;) nap(1);
+    });
+  };
+  for (int i = 0; i < 3; ++i) {
+    const auto transfer = two.write();  // done when a flush has proven its landing
+    CHECK(within(*transfer) < 500);
+    CHECK(transfer->state() == State::kDone);
+    const auto message = std::make_shared<SendOperation>(two.a.engine, two.to_b, std::vector<std::byte>(8));
+    two.a.engine->submit(message);  // done when the peer has acknowledged it
+    CHECK(within(*message) < 500);
+    CHECK(message->state() == State::kDone);
+  }
+}
+
+TEST_CASE("driving: what a link had no room for goes out when it has, though nobody waits for it") {
+  auto made = std::make_unique<StandInNic>("nic", true);
+  StandInNic& nic = *made;
+  std::vector<std::unique_ptr<Nic>> nics;
+  nics.push_back(std::move(made));
+  EventQueue events, handshakes;
+  const auto engine = std::make_shared<Engine>(
+      EngineOptions{.liveness_ns = 10 * kSecond, .events = &events, .handshakes = &handshakes}, std::move(nics));
+  engine->run();
+  const auto peer = engine->create_peer(5, true, "p", {{0, 0, std::vector<std::byte>(4)}});
+  engine->activate_peer(*peer, {{std::vector<std::byte>(4), 0, 0}}, 0, 0);
+  std::vector<std::byte> bytes(4096);
+  const auto region = engine->register_memory({.address = bytes.data(), .length = bytes.size()}, 0);
+  const auto remote = std::make_shared<RemoteKeys>(1, 4096, std::vector<RemoteKeys::Key>{{0, 1}});
+  nic.room = 0;
+  const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, -1);
+  transfer->add_lane<PieceSource>(peer, region, Piece{0, remote, 0, 64}, false, -1, peer->limits);
+  engine->submit(transfer);
+  nap(100);
+  CHECK(transfer->state() == State::kPending);
+  nic.room = StandInNic::kDepth;
+  const int64_t took = ms_of([&] {
+    for (const int64_t end = now_ns() + 5 * kSecond; transfer->state() == State::kPending && now_ns() < end;) nap(1);
+  });
+  CHECK(transfer->state() == State::kDone);
+  CHECK(took < 500);
+  engine->close(0);
+}

@@ -62,6 +62,7 @@ class StandInNic final : public Nic {
   int polls_until_flushes_break = 0;  // under `polling`; 0: they find no room
   std::optional<uint32_t> arrivals;   // this immediate comes with each poll
   size_t sent = 0;                    // messages
+  std::atomic<size_t> room{kDepth};   // WRs that a link takes, whatever depth it says it has
   std::function<void()> on_link_closed, on_link_gone;
 
  private:
@@ -80,7 +81,7 @@ class StandInNic final : public Nic {
         return 0;
       }
       size_t n = 0;
-      for (; n < batch.size() && back.size() < kDepth; ++n) {
+      for (; n < batch.size() && back.size() < nic.room; ++n) {
         back.push_back({.kind = Completion::kWorkRequest, .context = batch[n].context, .link = this});
       }
       return n;
