@@ -240,15 +240,12 @@ Engine::Polled Engine::poll_nics() {
     polled.any = true;
     NicStats& stats = nic_stats_[i];
     for (size_t k = 0; k < n; ++k) {
-      if (completions_[k].kind == Completion::kImmediate) {
-        ++stats.immediates;
-        counters_.arrive(completions_[k].immediate);
-        continue;
-      }
-      const Completion completion = std::exchange(completions_[k], {});
+      Completion& completion = completions_[k];
       switch (completion.kind) {
         case Completion::kImmediate:
-          break;  // above
+          ++stats.immediates;
+          counters_.arrive(completion.immediate);
+          continue;
         case Completion::kWorkRequest:
           ++stats.completions;
           work_request_done(completion, i);
@@ -265,6 +262,7 @@ Engine::Polled Engine::poll_nics() {
           break;
       }
       polled.only_arrivals = false;
+      completion = {};  // so that nothing of it is taken for a later one's, of another NIC
     }
   }
   if (orphans_due_) [[unlikely]]

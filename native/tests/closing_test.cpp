@@ -4,8 +4,7 @@
 #include <chrono>
 #include <thread>
 
-#include "engines.h"
-#include "stand_in_nic.h"
+#include "alone.h"
 
 using namespace railwire;
 using namespace railwire::testing;
@@ -15,45 +14,6 @@ namespace {
 constexpr int64_t kMs = 1'000'000;
 
 void nap(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
-
-// An engine on stand-ins, with a peer that says nothing. Only the first NIC needs flushes.
-struct Alone {
-  explicit Alone(uint32_t count) {
-    std::vector<std::unique_ptr<Nic>> made;
-    std::vector<LinkPlan> plan;
-    for (uint32_t i = 0; i < count; ++i) {
-      made.push_back(std::make_unique<StandInNic>("nic" + std::to_string(i), i > 0));
-      nics.push_back(static_cast<StandInNic*>(made.back().get()));
-      plan.push_back({i, i, std::vector<std::byte>(4)});
-    }
-    engine = std::make_shared<Engine>(
-        EngineOptions{.liveness_ns = 60 * kSecond, .events = &events, .handshakes = &handshakes}, std::move(made));
-    engine->run();
-    peer = engine->create_peer(5, true, "p", plan);
-    engine->activate_peer(*peer, std::vector<Engine::LinkHalf>(count, {std::vector<std::byte>(4), 0, 0}), 0, 0);
-    region = engine->register_memory({.address = bytes.data(), .length = bytes.size()}, 0);
-    keys = std::make_shared<RemoteKeys>(1, bytes.size(), std::vector<RemoteKeys::Key>(count, {0, 1}));
-  }
-  ~Alone() { engine->close(0); }
-
-  std::shared_ptr<Transfer> pages(uint32_t count) {
-    PageSide near, far;
-    near.stride = far.stride = 64;
-    for (uint32_t i = 0; i < count; ++i) near.indices.push_back(i * 7 % 4099);
-    far.indices = near.indices;
-    auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, -1);
-    transfer->add_lane<PageSource>(peer, region, near, keys, far, 64, -1, peer->limits);
-    return transfer;
-  }
-
-  std::vector<std::byte> bytes = std::vector<std::byte>(1 << 20);
-  EventQueue events, handshakes;
-  std::vector<StandInNic*> nics;
-  std::shared_ptr<Engine> engine;
-  std::shared_ptr<Peer> peer;
-  std::shared_ptr<Region> region;
-  std::shared_ptr<RemoteKeys> keys;
-};
 
 }  // namespace
 

@@ -5,8 +5,7 @@
 #include <chrono>
 #include <thread>
 
-#include "engines.h"
-#include "stand_in_nic.h"
+#include "alone.h"
 
 using namespace railwire;
 using namespace railwire::testing;
@@ -93,16 +92,10 @@ TEST_CASE("driving: a thread that polls with wait(0) gets what it polls for, and
 }
 
 TEST_CASE("driving: a thread that finds each arrival at once keeps the peers told that we live") {
-  auto made = std::make_unique<StandInNic>("nic", true);
-  StandInNic& nic = *made;
-  std::vector<std::unique_ptr<Nic>> nics;
-  nics.push_back(std::move(made));
-  EventQueue events, handshakes;
-  // Without run(): no worker, so that this thread is all that drives.
-  const auto engine = std::make_shared<Engine>(
-      EngineOptions{.liveness_ns = 5 * kSecond, .events = &events, .handshakes = &handshakes}, std::move(nics));
-  const auto peer = engine->create_peer(5, true, "p", {{0, 0, std::vector<std::byte>(4)}});
-  engine->activate_peer(*peer, {{std::vector<std::byte>(4), 0, 0}}, 0, 0);
+  // No worker, so that this thread is all that drives.
+  Alone alone(1, true, 5 * kSecond, false);
+  const auto& engine = alone.engine;
+  StandInNic& nic = *alone.nics[0];
   nic.arrivals = encode_immediate(5, kUnitsPerArrival);
   const size_t before = nic.sent;
   for (const int64_t end = now_ns() + 4 * kSecond; now_ns() < end && nic.sent - before < 2;) {
@@ -112,7 +105,6 @@ TEST_CASE("driving: a thread that finds each arrival at once keeps the peers tol
     REQUIRE(arrival->wait(kSecond));
   }
   CHECK(nic.sent - before >= 2);  // one a second
-  engine->close(0);
 }
 
 TEST_CASE("driving: threads that look at what has ended do not keep what another waits for from ending") {
@@ -235,23 +227,11 @@ TEST_CASE("driving: what is due for a peer is done soon, though nobody waits for
 }
 
 TEST_CASE("driving: what a link had no room for goes out when it has, though nobody waits for it") {
-  auto made = std::make_unique<StandInNic>("nic", true);
-  StandInNic& nic = *made;
-  std::vector<std::unique_ptr<Nic>> nics;
-  nics.push_back(std::move(made));
-  EventQueue events, handshakes;
-  const auto engine = std::make_shared<Engine>(
-      EngineOptions{.liveness_ns = 10 * kSecond, .events = &events, .handshakes = &handshakes}, std::move(nics));
-  engine->run();
-  const auto peer = engine->create_peer(5, true, "p", {{0, 0, std::vector<std::byte>(4)}});
-  engine->activate_peer(*peer, {{std::vector<std::byte>(4), 0, 0}}, 0, 0);
-  std::vector<std::byte> bytes(4096);
-  const auto region = engine->register_memory({.address = bytes.data(), .length = bytes.size()}, 0);
-  const auto remote = std::make_shared<RemoteKeys>(1, 4096, std::vector<RemoteKeys::Key>{{0, 1}});
+  Alone alone(1, true);
+  StandInNic& nic = *alone.nics[0];
   nic.room = 0;
-  const auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, -1);
-  transfer->add_lane<PieceSource>(peer, region, Piece{0, remote, 0, 64}, false, -1, peer->limits);
-  engine->submit(transfer);
+  const auto transfer = alone.pages(1);
+  alone.engine->submit(transfer);
   nap(100);
   CHECK(transfer->state() == State::kPending);
   nic.room = StandInNic::kDepth;
@@ -260,5 +240,4 @@ TEST_CASE("driving: what a link had no room for goes out when it has, though nob
   });
   CHECK(transfer->state() == State::kDone);
   CHECK(took < 500);
-  engine->close(0);
 }
