@@ -42,6 +42,7 @@ class Dispatcher:
         self._engines: weakref.WeakValueDictionary[int, EventSink] = weakref.WeakValueDictionary()
         self._started = False
         self._threads: list[threading.Thread] = []
+        self._ident = 0  # of the thread that runs callbacks
         self.callback_errors = 0
 
     def register_engine(self, engine: EventSink) -> int:
@@ -81,6 +82,14 @@ class Dispatcher:
     def drop(self, token: int) -> None:
         self._owners.pop(token, None)
 
+    def check_elsewhere(self, what: str) -> None:
+        """Raises RuntimeError on the dispatcher's own thread: it would wait for what only it can bring."""
+        if threading.get_ident() == self._ident:
+            raise RuntimeError(
+                f"{what} in a callback would wait for the thread that it runs on: railwire calls all callbacks of the "
+                "process on one thread. Add a done callback, or wait in a thread or an event loop of your own"
+            )
+
     def call(self, callback: Callable[..., object], *args: object) -> None:
         """Runs user code: an exception is logged and counted."""
         try:
@@ -90,6 +99,7 @@ class Dispatcher:
             log.exception("railwire: exception in callback %r", callback)
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         while True:
             for kind, tag, value, data in _native.next_events(_POLL_SECONDS, _BATCH):
                 if kind == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import itertools
 import os
 import secrets
 import threading
@@ -24,7 +25,7 @@ from railwire.errors import (
 from railwire.handshake import Connector, Pair
 from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, ScatterTarget
 from railwire.messages import MessageQueue
-from railwire.nics import NicInfo
+from railwire.nics import NicInfo, reachable
 from railwire.peer import EngineAddress, Peer, PeerGroup
 from railwire.transfer import Transfer
 from railwire.watcher import Watcher
@@ -47,7 +48,7 @@ class TransferEngine:
         cpu: core to pin the worker to; None leaves that to the kernel.
         secret: shared by all engines that may connect; peers that cannot prove they know it are refused.
         liveness: seconds of silence after which a peer counts as dead, and everything that depends on it fails.
-        name: for people, in errors and metrics; default ``host process:pid``.
+        name: for people, in errors and metrics; default ``host:pid``, and ``host:pid/2`` for the process's second.
         options: provider options, see docs/nics.md.
 
     Raises:
@@ -77,6 +78,7 @@ class TransferEngine:
             raise ConfigurationError("an engine needs at least one NIC")
         if len(specs) > 64:
             raise ConfigurationError(f"an engine has at most 64 NICs, not {len(specs)}")
+        specs = [reachable(spec) for spec in specs]
         self.device = device
         self.liveness = liveness
         self.incarnation = secrets.token_bytes(16)
@@ -101,7 +103,7 @@ class TransferEngine:
             raise ConfigurationError(str(error)) from error
         self.nics: tuple[NicInfo, ...] = tuple(NicInfo(**info) for info in self._native.nic_infos())
         pid = os.getpid()
-        self.name = name or f"{os.uname().nodename}:{pid}"
+        self.name = name or _default_name(pid)
         self._address = wire.Address(
             wire.VERSION,
             self.incarnation,
@@ -505,6 +507,13 @@ def _imm(imm: int | None) -> int:
     return imm
 
 
+def _default_name(pid: int) -> str:
+    """Different for each engine of the process, those that are gone included: metrics must not run together."""
+    number = next(_numbers)
+    return f"{os.uname().nodename}:{pid}" + (f"/{number}" if number > 1 else "")
+
+
+_numbers = itertools.count(1)
 _open_engines: weakref.WeakSet[TransferEngine] = weakref.WeakSet()
 
 

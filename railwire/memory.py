@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire import _native, cuda, wire
+from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
 from railwire.transfer import Fence
 
@@ -188,7 +189,9 @@ class MemoryRegion:
 
         Raises:
             FenceError: such a peer writes by itself (shm) and its process may still run; the region is then closed.
+            RuntimeError: in a callback; use :meth:`revoke_async` there.
         """
+        dispatcher.check_elsewhere("region.revoke()")
         self.revoke_async(timeout).wait()
 
     def revoke_async(self, timeout: float | None = None) -> Fence:
@@ -204,12 +207,21 @@ class MemoryRegion:
 
         Raises:
             FenceError: see :meth:`revoke`.
+            RuntimeError: in a callback; use :meth:`close_async` there.
         """
+        dispatcher.check_elsewhere("region.close()")
+        if not self._engine.closed:
+            self.close_async(timeout).wait()
+        self._closed = True
+
+    def close_async(self, timeout: float | None = None) -> Fence:
+        """As :meth:`close`, to be awaited. ClosedError if the engine is closed, and with it all its regions."""
+        if self._engine.closed:
+            raise ClosedError("the engine is closed, and this region with it")
         self._closed = True
         self._descriptor = None
-        if not self._engine.closed:
-            seconds = self._engine.liveness if timeout is None else timeout
-            Fence(self._engine, _native.revoke(self._engine._native, self._native, False, seconds)).wait()
+        seconds = self._engine.liveness if timeout is None else timeout
+        return Fence(self._engine, _native.revoke(self._engine._native, self._native, False, seconds))
 
     def __enter__(self) -> MemoryRegion:
         return self
@@ -375,8 +387,6 @@ def allocate_huge(nbytes: int) -> npt.NDArray[np.uint8]:
 
 def register(engine: TransferEngine, buffer: Any) -> MemoryRegion:
     """Implements ``engine.register``."""
-    from railwire.dispatcher import dispatcher
-
     where = Buffer(buffer)
     if where.nbytes == 0:
         raise ValueError("an empty buffer cannot be registered")

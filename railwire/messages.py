@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
 from railwire.transfer import resolve
 
@@ -40,18 +41,21 @@ class MessageQueue:
                 self._wake_one()
 
     def get(self, timeout: float | None) -> Item:
-        """Raises TimeoutError, ClosedError."""
+        """Raises TimeoutError, ClosedError, and RuntimeError on the dispatcher, which brings the messages."""
         with self._condition:
+            if timeout != 0 and not self._items and not self._closed:
+                dispatcher.check_elsewhere("receive()")
             if not self._condition.wait_for(lambda: self._items or self._closed, timeout):
                 raise TimeoutError(f"no message within {timeout} s")
             return self._take()
 
     async def get_async(self) -> Item:
-        """Raises ClosedError."""
+        """Raises ClosedError, and RuntimeError on the dispatcher, which brings the messages."""
         while True:
             with self._condition:
                 if self._items or self._closed:
                     return self._take()
+                dispatcher.check_elsewhere("messages()")
                 loop = asyncio.get_running_loop()
                 waiter: asyncio.Future[None] = loop.create_future()
                 self._waiters.append((loop, waiter))

@@ -73,10 +73,13 @@ class EngineCollector(Collector):
     """
 
     def __init__(self, engines: Iterable[Observed] = ()) -> None:
-        self._engines = list(engines)
+        self._engines: list[Observed] = []
+        for engine in engines:
+            self.add(engine)
 
     def add(self, engine: Observed) -> None:
-        """From now on with this engine, too."""
+        """From now on with this engine, too. ``ValueError`` if it is here already, or an open one of its name."""
+        _check_new(engine, self._engines)
         self._engines.append(engine)
 
     def remove(self, engine: Observed) -> None:
@@ -160,7 +163,25 @@ def _transfers(all_stats: list[tuple[str, dict[str, Any]]]) -> Iterable[Metric]:
 
 
 def register(*engines: Observed, registry: CollectorRegistry = REGISTRY) -> EngineCollector:
-    """Adds the engines' metrics to a registry (Prometheus's default one) and returns their collector."""
+    """Adds the engines' metrics to a registry (Prometheus's default one) and returns their collector.
+
+    Raises:
+        ValueError: the registry has an engine already, or an open one of its name: each series would come twice, and
+            Prometheus would refuse the whole page.
+    """
     collector = EngineCollector(engines)
+    # The registry does not say which collectors it has; what was taken out again may come back.
+    for other in list(getattr(registry, "_collector_to_names", ())):
+        if isinstance(other, EngineCollector):
+            for engine in engines:
+                _check_new(engine, other._engines)
     registry.register(collector)
     return collector
+
+
+def _check_new(engine: Observed, known: Iterable[Observed]) -> None:
+    for other in known:
+        if other is engine:
+            raise ValueError(f"engine {engine.name} is registered already")
+        if other.name == engine.name and not getattr(other, "closed", False):
+            raise ValueError(f"another engine is registered as {engine.name}: give one of them a name=")

@@ -72,7 +72,10 @@ class PeerLoss:
         return self._event.is_set()
 
     def wait(self, timeout: float | None = None) -> str:
-        """Blocks until the peer is lost or closed; returns the reason. ``TimeoutError`` if it is still there."""
+        """Blocks until the peer is lost or closed; returns the reason. ``TimeoutError`` if it is still there,
+        ``RuntimeError`` in a callback."""
+        if timeout != 0 and not self._event.is_set():
+            dispatcher.check_elsewhere("wait()")
         if not self._event.wait(timeout):
             raise TimeoutError(f"the peer is still there after {timeout} s")
         return self._reason
@@ -87,6 +90,7 @@ class PeerLoss:
 
     def __await__(self) -> Generator[Any, None, str]:
         if not self._event.is_set():
+            dispatcher.check_elsewhere("await")
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()
 
@@ -156,7 +160,9 @@ class Peer:
 
         Raises:
             FenceError: it did not confirm, its process may still run, and it writes by itself (shm).
+            RuntimeError: in a callback; use :meth:`close_async` there.
         """
+        dispatcher.check_elsewhere("peer.close()")
         self.close_async(timeout).wait()
 
     def close_async(self, timeout: float | None = None) -> Fence:

@@ -74,8 +74,12 @@ class Future(Generic[T]):
 
         Raises:
             TimeoutError: still pending; the operation goes on.
+            RuntimeError: pending, and this is a callback: all callbacks of the process would wait. ``wait(0)`` only
+                looks, and may be called anywhere.
             RailwireError: it failed or was cancelled.
         """
+        if timeout != 0 and not self._operation.done():
+            dispatcher.check_elsewhere("wait()")
         if not self._operation.wait(_FOREVER if timeout is None else max(timeout, 0.0)):
             raise TimeoutError(f"{self!r} is still pending after {timeout} s")
         return self._value() if self._operation.state == _DONE else self.result()
@@ -112,6 +116,7 @@ class Future(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
+            dispatcher.check_elsewhere("await")
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()
 

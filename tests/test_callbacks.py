@@ -270,3 +270,74 @@ def test_threads_that_wait_while_the_engine_closes(two: Two) -> None:
     for thread in threads:
         thread.join(5)
     assert ended == ["ClosedError"] * 3
+
+
+# ---- waiting in a callback -------------------------------------------------------------------------------------------
+def in_a_callback(two: Two, function: object) -> object:
+    """What ``function()`` raises on the dispatcher; None if it returns."""
+    ended: list[object] = []
+
+    def run(_: object) -> None:
+        try:
+            function()  # type: ignore[operator]
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    two.a.write(two.source, two.remote).add_done_callback(run)
+    until(lambda: ended)
+    return ended[0]
+
+
+async def one_write(two: Two) -> None:
+    await two.a.write(two.source, two.remote)
+
+
+async def one_message(two: Two) -> None:
+    async for _ in two.a.messages():
+        return
+
+
+async def the_loss(two: Two) -> None:
+    await two.to_b.lost
+
+
+def test_waiting_in_a_callback_is_refused_at_once_and_spoils_nothing(two: Two) -> None:
+    """Only the dispatcher can bring what is waited for (await, messages, the loss of a peer), or everybody else's
+    callbacks would wait, too."""
+    pending = two.a.counter(3).expect(1)
+    waits = {
+        "await write": lambda: asyncio.run(one_write(two)),
+        "await messages": lambda: asyncio.run(one_message(two)),
+        "await lost": lambda: asyncio.run(the_loss(two)),
+        "wait": lambda: pending.wait(20),
+        "wait for ever": lambda: pending.wait(),
+        "lost.wait": lambda: two.to_b.lost.wait(20),
+        "receive": lambda: two.a.receive(20),
+        "revoke": lambda: two.source.revoke(),
+        "region close": lambda: two.source.close(),
+        "peer close": lambda: two.to_b.close(),
+    }
+    for what, function in waits.items():
+        start = time.monotonic()
+        error = in_a_callback(two, function)
+        assert isinstance(error, RuntimeError), (what, error)
+        assert "callback" in str(error), what
+        assert time.monotonic() - start < 4, what
+        asyncio.run(asyncio.wait_for(one_write(two), 10))
+    assert pending.state == "pending"
+    assert two.to_b.state == "connected"
+    two.source.check_open()
+
+
+def test_what_waits_for_nothing_may_be_called_in_a_callback(two: Two) -> None:
+    done = two.a.write(two.source, two.remote)
+    done.wait()
+    assert in_a_callback(two, done.wait) is None
+    pending = two.a.counter(3).expect(1)
+    assert isinstance(in_a_callback(two, lambda: pending.wait(0)), TimeoutError)
+    fences = []
+    spare = two.a.register(np.ones(64, np.uint8))
+    assert in_a_callback(two, lambda: fences.append(spare.close_async())) is None
+    fences[0].wait(5)
+    assert in_a_callback(two, two.a.close) is None

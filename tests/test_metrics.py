@@ -127,3 +127,34 @@ def test_a_real_engine(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value("railwire_transfers_ended_total", {"engine": "sender", "outcome": "done"}) == 2
         assert registry.get_sample_value("railwire_arrivals_total", {"engine": "receiver"}) == 2
         assert registry.get_sample_value("railwire_peers", {"engine": "receiver", "state": "connected"}) == 1
+
+
+def test_an_engine_comes_once(registry: CollectorRegistry) -> None:
+    one, two = FakeEngine("one", 100), FakeEngine("two", 1000)
+    collector = register(one, registry=registry)
+    with pytest.raises(ValueError, match="one is registered already"):
+        register(two, one, registry=registry)
+    with pytest.raises(ValueError, match="registered already"):
+        collector.add(one)
+    with pytest.raises(ValueError, match="another engine is registered as one"):
+        register(FakeEngine("one", 5), registry=registry)
+    register(two, registry=registry)  # the call that was refused has left nothing behind
+    page = generate_latest(registry).decode()
+    series = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(series) == len(set(series))
+
+    registry.unregister(collector)
+    register(one, registry=registry)
+    two.closed = True
+    register(FakeEngine("two", 9), registry=registry)  # the same name after a restart of the engine
+
+
+def test_engines_without_a_name_have_series_of_their_own(registry: CollectorRegistry) -> None:
+    with SimulatedFabric() as fabric:
+        engines = [TransferEngine(nics=[fabric.nic(name)]) for name in "ab"]
+        register(*engines, registry=registry)
+        page = generate_latest(registry).decode()
+        series = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+        assert len(series) == len(set(series))
+        for engine in engines:
+            engine.close()

@@ -14,7 +14,7 @@ from railwire.errors import ConfigurationError
 from railwire.topology import gpus as _gpus
 from railwire.topology import select, sysfs
 
-__all__ = ["ask_libraries", "default_address", "nics_for_device", "plan"]
+__all__ = ["ask_libraries", "default_address", "nics_for_device", "plan", "route_address"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -75,15 +75,19 @@ def plan(
 def default_address() -> str:
     """The address that this host uses towards the rest of the world: that of the default route's interface, IPv4 before
     IPv6; 127.0.0.1 if there is no route. Sends nothing."""
+    return route_address(4) or route_address(6) or LOOPBACK
+
+
+def route_address(version: int) -> str | None:
+    """Our address towards the rest of the world in IP version 4 or 6; None if there is no such route."""
     # Addresses reserved for documentation; connecting a datagram socket only looks up the route.
-    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as any_socket:
-                any_socket.connect((far, 9))
-                return str(any_socket.getsockname()[0])
-        except OSError:
-            continue
-    return LOOPBACK
+    family, far = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as any_socket:
+            any_socket.connect((far, 9))
+            return str(any_socket.getsockname()[0])
+    except OSError:
+        return None
 
 
 def ask_libraries() -> dict[str, Any]:
