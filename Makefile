@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-vllm test-native test-rxe build-native lint format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults test-vllm test-native test-rxe build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+# native/cuda/copy_ptx.h is what copy.cu gives, and assembles for sm_80, sm_90 and sm_100. Fetches nvcc where there is none.
+check-kernels: setup
+	scripts/build-kernels.sh --check
+
+kernels: setup
+	scripts/build-kernels.sh
 
 format: setup
 	$(BIN)/ruff check --fix .
