@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
+from railwire import _native
 from railwire.errors import ConfigurationError
 
 _DMA_BUF_FD = 1  # CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
@@ -47,6 +49,42 @@ def export_dmabuf(address: int, nbytes: int) -> tuple[int, int]:
 def close_dmabuf(fd: int) -> None:
     """The NICs hold references of their own once they have registered it."""
     os.close(fd)
+
+
+def stream_handle(stream: Any, device: str) -> tuple[int, int]:
+    """(ordinal of its GPU, ``CUstream`` handle) of a torch or CuPy stream, of anything with ``__cuda_stream__``, or of
+    a handle as an int, which then belongs to ``device``.
+
+    Raises:
+        TypeError: it is no stream.
+        ValueError: a bare handle, and ``device`` is no GPU.
+    """
+    own = getattr(stream, "device", None)
+    ordinal = getattr(own, "index", None) if own is not None else getattr(stream, "device_id", None)
+    if hasattr(stream, "cuda_stream"):
+        handle = int(stream.cuda_stream)
+    elif hasattr(stream, "__cuda_stream__"):
+        handle = int(stream.__cuda_stream__()[1])
+    elif hasattr(stream, "ptr"):
+        handle = int(stream.ptr)
+    elif isinstance(stream, int) and not isinstance(stream, bool):
+        handle = stream
+    else:
+        raise TypeError(f"a CUDA stream is wanted, not {type(stream).__name__}")
+    if ordinal is None:
+        if not device.startswith("cuda:"):
+            raise ValueError(f"which GPU does this stream belong to? The engine's device is {device}")
+        ordinal = int(device[5:])
+    return int(ordinal), handle
+
+
+def let_stream_wait(operation: _native.Operation, stream: Any, device: str) -> None:
+    """Implements ``future.on(stream)``."""
+    ordinal, handle = stream_handle(stream, device)
+    try:
+        _native.let_stream_wait(operation, ordinal, handle)
+    except _native.CudaError as error:
+        raise ConfigurationError(f"cuda:{ordinal}: {error}") from error
 
 
 class StreamWord:

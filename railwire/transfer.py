@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from railwire import _native
+from railwire import _native, cuda
 from railwire.dispatcher import dispatcher
 from railwire.errors import (
     ClosedError,
@@ -103,6 +103,26 @@ class Future(Generic[T]):
     def cancel(self) -> None:
         """Asks for the end and returns at once; the future ends when nothing of it is in a NIC's hands."""
         self._operation.cancel()
+
+    def on(self: Self, stream: Any) -> Self:
+        """Has a CUDA stream wait for the end: what is given to the stream after this call runs when this has ended. No
+        CPU thread waits, and the stream's kernels find the bytes that have landed.
+
+        The stream also goes on when this fails, is cancelled or times out: a kernel never hangs. So look at
+        :meth:`exception` before you believe what was computed.
+
+        Args:
+            stream: a ``torch.cuda.Stream``, a CuPy stream, anything with ``__cuda_stream__``, or a ``CUstream`` handle
+                as an int. Not one that is being captured into a graph: a replay would find the word raised.
+
+        Returns:
+            self.
+
+        Raises:
+            ConfigurationError: the driver refuses; its words are in the message.
+        """
+        cuda.let_stream_wait(self._operation, stream, self._engine.device)
+        return self
 
     def add_done_callback(self: Self, callback: Callable[[Self], object]) -> None:
         """Calls ``callback(self)`` on the dispatcher thread once it has ended (soon, if it already has)."""

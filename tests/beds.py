@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 RXE_DEVICES = tuple(os.environ.get("RXE_DEVICES", "").split())
 EMULATED = bool(RXE_DEVICES)
@@ -23,3 +26,13 @@ def far_nics(nics: list[str]) -> list[str]:
     """The NICs of the other process: on verbs, devices of its own, so that packets really travel."""
     devices = [f"verbs:{name}" for name in RXE_DEVICES]
     return [verbs_nic(devices.index(nic) + len(devices) // 2) if nic in devices else nic for nic in nics]
+
+
+def fake_cuda_environment(**faults: object) -> dict[str, str]:
+    """The environment of a process whose CUDA driver is the one in native/tests/fake_cuda, with the faults that it
+    knows (``DELAY_US=200``, ``DEVICES=2``, ...)."""
+    library = Path(__file__).parent.parent / "build/native/libfake_cuda.so"
+    if not library.exists():
+        pytest.skip("the fake CUDA driver is not built: make build-native")
+    named = {f"RAILWIRE_FAKE_CUDA_{name}": str(value) for name, value in faults.items()}
+    return {**os.environ, "RAILWIRE_LIBCUDA": str(library), **named}

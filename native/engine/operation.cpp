@@ -7,12 +7,19 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <mutex>
 #include <utility>
 
+#include "cuda/stream_words.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
 
 namespace railwire {
+namespace {
+
+std::mutex stream_words_mutex;  // of all operations: held for a moment, by the few that streams wait for
+
+}  // namespace
 
 const char* to_string(Reason reason) {
   switch (reason) {
@@ -65,6 +72,7 @@ void Operation::tell(State state) {
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
   }
+  if (has_stream_words_.load(std::memory_order_seq_cst)) raise_stream_words();
   if (!driver_) return;
   driver_->note_finished();
   // The store above and notify()'s of the token are in one order, so that one of the two sees the other.
@@ -84,6 +92,23 @@ bool Operation::notify(uint64_t token) {
   if (token_.exchange(0, std::memory_order_seq_cst) == 0) return true;
   if (engine) engine->note_listeners(-1);
   return false;
+}
+
+void Operation::raise_at_end(std::shared_ptr<const cuda::StreamWord> word) {
+  wanted_.store(true, std::memory_order_relaxed);
+  {
+    std::lock_guard lock(stream_words_mutex);
+    if (!stream_words_) stream_words_ = std::make_unique<std::vector<std::shared_ptr<const cuda::StreamWord>>>();
+    stream_words_->push_back(std::move(word));
+  }
+  // As for notify(): either the end sees the word, or we see the end; both may, and raising twice is once.
+  has_stream_words_.store(true, std::memory_order_seq_cst);
+  if (state_.load(std::memory_order_seq_cst) != State::kPending) raise_stream_words();
+}
+
+void Operation::raise_stream_words() {
+  std::lock_guard lock(stream_words_mutex);
+  for (const auto& word : *stream_words_) word->raise();
 }
 
 bool Operation::wait(int64_t timeout_ns) {

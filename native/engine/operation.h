@@ -9,8 +9,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/mpsc.h"
+
+namespace railwire::cuda {
+class StreamWord;
+}
 
 namespace railwire {
 
@@ -64,6 +69,8 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   bool wait(int64_t timeout_ns);
   // Asks for one Event::kFinished with this token. False if already done: no event will come.
   bool notify(uint64_t token);
+  // Has the word raised when the operation ends, however it does: a CUDA stream waits for it.
+  void raise_at_end(std::shared_ptr<const cuda::StreamWord> word);
   // Asks the driver to stop it. Returns at once; the end comes as for any other.
   void cancel();
 
@@ -92,6 +99,9 @@ class Operation : public MpscNode, public std::enable_shared_from_this<Operation
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<bool> wanted_{false};
   std::atomic<uint64_t> token_{0};
+  void raise_stream_words();
+  std::unique_ptr<std::vector<std::shared_ptr<const cuda::StreamWord>>> stream_words_;  // null: none
+  std::atomic<bool> has_stream_words_{false};
   Engine* driver_ = nullptr;          // once started; it outlives whatever finishes the operation
   std::unique_ptr<Failure> failure_;  // null: none
   bool may_still_land_ = false;

@@ -26,6 +26,7 @@ EventQueue& handshake_events();
 void bind_operations(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_submissions(nanobind::module_& m);
+void bind_gpu(nanobind::module_& m);
 void bind_nics(nanobind::module_& m);
 void bind_simulated(nanobind::module_& m);
 

@@ -1,0 +1,39 @@
+// What Python asks of the CUDA driver: whose memory an address is, and words on which streams and operations meet.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "cuda/stream_words.h"
+#include "engine/operation.h"
+#include "python/bindings.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace railwire {
+
+void bind_gpu(nb::module_& m) {
+  nb::exception<cuda::CudaError>(m, "CudaError", PyExc_RuntimeError);
+  m.def(
+      "gpu_driver",
+      [] {
+        std::string why;
+        cuda::find_driver(&why);
+        return why;
+      },
+      "Why there is no CUDA driver; empty: there is one.");
+  m.def(
+      "gpu_of", [](uintptr_t address) { return cuda::device_of(reinterpret_cast<const void*>(address)); }, "address"_a,
+      "Ordinal of the GPU whose memory an address is, however it was allocated; -1: of none.");
+  m.def("gpu_uuid", [](int ordinal) { return cuda::to_string(cuda::Device::open(ordinal)->uuid); }, "ordinal"_a);
+  m.def(
+      "let_stream_wait",
+      [](Operation& operation, int ordinal, uintptr_t stream) {
+        operation.raise_at_end(cuda::StreamWords::of(ordinal)->wait_in(reinterpret_cast<cuda::Stream>(stream)));
+      },
+      "operation"_a, "ordinal"_a, "stream"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "What the stream is given after this runs when the operation has ended.");
+}
+
+}  // namespace railwire
