@@ -175,20 +175,24 @@ class TransferEngine:
         return PeerGroup(self, peers)
 
     # ---- memory ------------------------------------------------------------------------------------------------------
-    def register(self, buffer: Any) -> MemoryRegion:
+    def register(self, buffer: Any, *, readable_only: bool = False) -> MemoryRegion:
         """Registers memory with all NICs and keeps its owner alive.
 
         Args:
             buffer: numpy array, torch tensor (CPU or CUDA), anything with the buffer protocol or DLPack, or
-                ``(address, nbytes)``. Contiguous, writable, not empty.
+                ``(address, nbytes)``. Contiguous, not empty, and writable unless ``readable_only``.
+            readable_only: a source: we may write from it, and peers may read it; a write of a peer to it is a
+                ``ValueError`` at its call, and refused by our NICs if it is made nevertheless (not by shm, which
+                trusts the processes that may write into ours). For mapped checkpoints and other read-only memory.
 
         Raises:
-            TypeError, ValueError: not such a buffer.
+            TypeError, ValueError: not such a buffer; also host memory that is not mapped, cannot be written though it
+                should be, or lies beyond the end of the file that is mapped there.
             ConfigurationError: a NIC refuses it (a memlock limit, or GPU memory on a NIC that cannot reach it).
         """
         self._check_open()
         try:
-            return memory.register(self, buffer)
+            return memory.register(self, buffer, readable_only)
         except _native.NativeError as error:
             raise ConfigurationError(str(error)) from error
 

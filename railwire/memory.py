@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -44,8 +45,9 @@ def resolve_slice(key: object, nbytes: int) -> tuple[int, int]:
 class Buffer:
     """Where a buffer lies: address, length, device. Understands everything that ``register()`` takes."""
 
-    def __init__(self, buffer: Any) -> None:
+    def __init__(self, buffer: Any, readable_only: bool = False) -> None:
         self.owner: object = buffer
+        self.readable_only = readable_only
         self.device = -1
         self.array: npt.NDArray[np.uint8] | None = None
         if isinstance(buffer, tuple):
@@ -70,6 +72,8 @@ class Buffer:
             import torch  # numpy has no bfloat16: the bytes are what counts
 
             self.array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+            if self.readable_only:  # torch does not know of memory that cannot be written; numpy does
+                self.array.flags.writeable = False
 
     def _take_array(self, buffer: Any) -> None:
         if isinstance(buffer, np.ndarray):
@@ -86,9 +90,11 @@ class Buffer:
                 array = np.from_dlpack(buffer)
         if not array.flags.c_contiguous:
             raise ValueError("the array is not C-contiguous: register its base, or np.ascontiguousarray()")
-        if not array.flags.writeable:
-            raise ValueError("the buffer is read-only; registered memory must be writable")
+        if not array.flags.writeable and not self.readable_only:
+            raise ValueError("the buffer is read-only: with readable_only=True it can be registered as a source")
         self.array = array.reshape(-1).view(np.uint8)
+        if self.readable_only:
+            self.array.flags.writeable = False
         self.address = int(array.ctypes.data)
         self.nbytes = int(array.nbytes)
 
@@ -143,6 +149,11 @@ class MemoryRegion:
         return self._buffer.array
 
     @property
+    def readable_only(self) -> bool:
+        """A source: peers may read it, and neither they nor ``read()`` write to it."""
+        return self._buffer.readable_only
+
+    @property
     def start(self) -> int:
         return 0
 
@@ -172,6 +183,7 @@ class MemoryRegion:
                     0,
                     self.nbytes,
                     tuple((base, rkey) for base, rkey in keys),
+                    self.readable_only,
                 )
             )
         return self._descriptor
@@ -281,6 +293,11 @@ class RemoteRegion:
         return self._message.start
 
     @property
+    def readable_only(self) -> bool:
+        """Its owner lets it be read, not written."""
+        return self._message.readable_only
+
+    @property
     def incarnation(self) -> bytes:
         """Of the engine that owns the memory."""
         return self._message.incarnation
@@ -292,7 +309,7 @@ class RemoteRegion:
         start, nbytes = resolve_slice(key, self.nbytes)
         m = self._message
         return RemoteRegion(
-            wire.Descriptor(m.version, m.incarnation, m.region, m.region_nbytes, m.start + start, nbytes, m.keys),
+            msgspec.structs.replace(m, start=m.start + start, nbytes=nbytes),
             self.keys,
             self._peer,
         )
@@ -302,7 +319,7 @@ class RemoteRegion:
         """The native form, made once."""
         if self._keys is None:
             m = self._message
-            self._keys = _native.RemoteKeys(m.region, m.region_nbytes, list(m.keys))
+            self._keys = _native.RemoteKeys(m.region, m.region_nbytes, list(m.keys), not m.readable_only)
         return self._keys
 
     def __eq__(self, other: object) -> bool:
@@ -385,9 +402,9 @@ def allocate_huge(nbytes: int) -> npt.NDArray[np.uint8]:
     return memory
 
 
-def register(engine: TransferEngine, buffer: Any) -> MemoryRegion:
+def register(engine: TransferEngine, buffer: Any, readable_only: bool = False) -> MemoryRegion:
     """Implements ``engine.register``."""
-    where = Buffer(buffer)
+    where = Buffer(buffer, readable_only)
     if where.nbytes == 0:
         raise ValueError("an empty buffer cannot be registered")
     dmabuf_fd, dmabuf_offset = -1, 0
@@ -395,7 +412,9 @@ def register(engine: TransferEngine, buffer: Any) -> MemoryRegion:
         dmabuf_fd, dmabuf_offset = cuda.export_dmabuf(where.address, where.nbytes)
     owner = dispatcher.keep(where.owner)
     try:
-        native = engine._native.register(where.address, where.nbytes, dmabuf_fd, dmabuf_offset, where.device, owner)
+        native = engine._native.register(
+            where.address, where.nbytes, dmabuf_fd, dmabuf_offset, where.device, not readable_only, owner
+        )
     except BaseException:
         dispatcher.drop(owner)
         raise

@@ -42,7 +42,7 @@ class Address(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 
 
 class Descriptor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="railwire-region"):
-    """A region of an engine, or a slice of one: enough to write to it."""
+    """A region of an engine, or a slice of one: enough to write to it, or to read from it."""
 
     version: int
     incarnation: Incarnation
@@ -51,6 +51,7 @@ class Descriptor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     start: U64
     nbytes: U64
     keys: Annotated[tuple[tuple[U64, U64], ...], msgspec.Meta(min_length=1, max_length=64)]
+    readable_only: bool = False
 
 
 class LinkHalf(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

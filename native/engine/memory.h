@@ -47,11 +47,12 @@ struct RemoteKeys : std::enable_shared_from_this<RemoteKeys> {
     uint64_t rkey;
   };
   RemoteKeys() = default;
-  RemoteKeys(uint64_t region_id, uint64_t length, std::vector<Key> keys)
-      : region_id(region_id), length(length), keys(std::move(keys)) {}
+  RemoteKeys(uint64_t region_id, uint64_t length, std::vector<Key> keys, bool writable = true)
+      : region_id(region_id), length(length), writable(writable), keys(std::move(keys)) {}
 
   uint64_t region_id = 0;
   uint64_t length = 0;
+  bool writable = true;   // false: its owner lets it be read only; its NICs refuse the writes of who does not ask
   std::vector<Key> keys;  // by the peer's NIC index
 };
 

@@ -12,7 +12,8 @@ struct DmabufRange {
   void* base_address;
 };
 
-constexpr uint64_t kAccess = FI_SEND | FI_RECV | FI_READ | FI_WRITE | FI_REMOTE_READ | FI_REMOTE_WRITE;
+constexpr uint64_t kSourceAccess = FI_SEND | FI_WRITE | FI_REMOTE_READ;
+constexpr uint64_t kAccess = kSourceAccess | FI_RECV | FI_READ | FI_REMOTE_WRITE;
 
 }  // namespace
 
@@ -39,7 +40,7 @@ FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
     flags |= FI_MR_DMABUF;
   }
   attr.value.iov_count = 1;
-  attr.value.access = kAccess;
+  attr.value.access = memory.writable ? kAccess : kSourceAccess;
   const size_t key_bytes = fi_->domain_attr->mr_key_size;
   attr.value.requested_key = key_bytes >= 8 ? memory.key_hint : memory.key_hint & ((1ull << (8 * key_bytes)) - 1);
   attr.value.iface = device_memory ? FI_HMEM_CUDA : FI_HMEM_SYSTEM;

@@ -58,6 +58,7 @@ struct MemorySpec {
   uint64_t dmabuf_offset = 0;
   int device = -1;        // CUDA ordinal; -1: host memory
   uint64_t key_hint = 0;  // random; used as the rkey where the provider lets us choose
+  bool writable = true;   // false: a source only, perhaps mapped read-only; a peer's write is refused
 };
 
 // One registration on one NIC. `local` goes into WorkRequest::local_key of this NIC, `remote_base` + offset and `rkey`

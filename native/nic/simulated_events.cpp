@@ -124,8 +124,8 @@ void SimulatedFabric::land(Event& event) {
     status = Status::kUnreachable;
   } else {
     const auto found = target->endpoint->memory.find(event.rkey);
-    const bool inside = found != target->endpoint->memory.end() && event.remote <= found->second.length &&
-                        event.length <= found->second.length - event.remote;
+    const bool inside = found != target->endpoint->memory.end() && found->second.writable &&
+                        event.remote <= found->second.length && event.length <= found->second.length - event.remote;
     const bool needs_memory = event.length > 0;
     if (needs_memory && !inside) {
       ++audit_.refused_access;

@@ -74,6 +74,7 @@ struct SimulatedEndpoint {
   struct Memory {
     std::byte* address;
     uint64_t length;
+    bool writable;
   };
   struct Arrival {
     Completion completion;

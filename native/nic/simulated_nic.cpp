@@ -58,7 +58,8 @@ bool SimulatedNic::send(uint64_t peer, std::span<const std::byte> message, void*
 
 Registration SimulatedNic::register_memory(const MemorySpec& memory) {
   if (memory.device >= 0) throw NicError(info_.name + " cannot reach GPU memory");
-  fabric_->add_memory(*endpoint_, memory.key_hint, {static_cast<std::byte*>(memory.address), memory.length});
+  fabric_->add_memory(*endpoint_, memory.key_hint,
+                      {static_cast<std::byte*>(memory.address), memory.length, memory.writable});
   return {.handle = memory.address, .local = nullptr, .rkey = memory.key_hint, .remote_base = 0};
 }
 

@@ -207,7 +207,7 @@ void VerbsNic::check_same_network(const VerbsAddress& remote) const {
 Registration VerbsNic::register_memory(const MemorySpec& memory) {
   const VerbsApi& api = verbs_api();
   const bool device_memory = memory.dmabuf_fd >= 0 || memory.device >= 0;
-  constexpr int kAccess = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+  const int access = IBV_ACCESS_REMOTE_READ | (memory.writable ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE : 0);
   const auto address = reinterpret_cast<uint64_t>(memory.address);
   auto made = std::make_unique<VerbsMemory>();
   made->host = !device_memory;
@@ -216,15 +216,15 @@ Registration VerbsNic::register_memory(const MemorySpec& memory) {
       throw NicError(prefix() + "registering a dma-buf needs rdma-core 34 or newer; this is " + api.path);
     }
     made->mr.reset(
-        api.reg_dmabuf_mr(pd_.get(), memory.dmabuf_offset, memory.length, address, memory.dmabuf_fd, kAccess));
+        api.reg_dmabuf_mr(pd_.get(), memory.dmabuf_offset, memory.length, address, memory.dmabuf_fd, access));
   } else {
     // Data may overtake data on the way through PCIe, which is much faster on some hosts; the completion overtakes
     // nothing, and the memory is not looked at before. Optional by definition: devices that lack it ignore it.
     if (spec_.relaxed_ordering && api.reg_mr_iova2) {
       made->mr.reset(api.reg_mr_iova2(pd_.get(), memory.address, memory.length, address,
-                                      static_cast<unsigned>(kAccess) | IBV_ACCESS_RELAXED_ORDERING));
+                                      static_cast<unsigned>(access) | IBV_ACCESS_RELAXED_ORDERING));
     }
-    if (!made->mr) made->mr.reset(api.reg_mr(pd_.get(), memory.address, memory.length, kAccess));
+    if (!made->mr) made->mr.reset(api.reg_mr(pd_.get(), memory.address, memory.length, access));
   }
   if (!made->mr) {
     const int error = errno;

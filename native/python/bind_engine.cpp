@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/address_space.h"
 #include "nic/make_nic.h"
 #include "python/bindings.h"
 
@@ -127,12 +128,13 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("closed", [](const Region& region) { return region.closed.load(); });
 
   nb::class_<RemoteKeys>(m, "RemoteKeys", "A peer's region, by the peer's NIC index.")
-      .def(nb::new_([](uint64_t region_id, uint64_t length, const std::vector<std::pair<uint64_t, uint64_t>>& keys) {
+      .def(nb::new_([](uint64_t region_id, uint64_t length, const std::vector<std::pair<uint64_t, uint64_t>>& keys,
+                       bool writable) {
              std::vector<RemoteKeys::Key> by_nic;
              for (const auto& [base, rkey] : keys) by_nic.push_back({base, rkey});
-             return std::make_shared<RemoteKeys>(region_id, length, std::move(by_nic));
+             return std::make_shared<RemoteKeys>(region_id, length, std::move(by_nic), writable);
            }),
-           "region_id"_a, "length"_a, "keys"_a);
+           "region_id"_a, "length"_a, "keys"_a, "writable"_a);
 
   nb::class_<Peer>(m, "Peer", "The other end of a connection.")
       .def_ro("id", &Peer::id)
@@ -171,16 +173,22 @@ void bind_engine(nb::module_& m) {
       .def(
           "register",
           [](EngineHandle& self, uintptr_t address, uint64_t length, int dmabuf_fd, uint64_t dmabuf_offset, int device,
-             uint64_t owner) {
+             bool writable, uint64_t owner) {
             nb::gil_scoped_release release;
+            if (device < 0) {
+              const AddressRange range{address, length};
+              const std::string why = refuse_ranges({&range, 1}, writable);
+              if (!why.empty()) throw nb::value_error(why.c_str());
+            }
             return self.engine->register_memory({.address = reinterpret_cast<void*>(address),
                                                  .length = length,
                                                  .dmabuf_fd = dmabuf_fd,
                                                  .dmabuf_offset = dmabuf_offset,
-                                                 .device = device},
+                                                 .device = device,
+                                                 .writable = writable},
                                                 owner);
           },
-          "address"_a, "length"_a, "dmabuf_fd"_a, "dmabuf_offset"_a, "device"_a, "owner"_a,
+          "address"_a, "length"_a, "dmabuf_fd"_a, "dmabuf_offset"_a, "device"_a, "writable"_a, "owner"_a,
           "`owner` comes back in a 'release' event once nothing native uses the memory any more.")
       .def(
           "region_keys",

@@ -50,8 +50,12 @@ void check_immediate(int64_t id) {
   }
 }
 
-// Every link must have keys for its NIC at the other side.
-void check_keys(const Peer& peer, const RemoteKeys& remote) {
+// Every link must have keys for its NIC at the other side; what is only to be read is not written.
+void check_keys(const Peer& peer, const RemoteKeys& remote, bool write) {
+  if (write && !remote.writable) {
+    throw nb::value_error(
+        ("peer " + peer.name + " has registered this memory readable_only: it can be read, not written").c_str());
+  }
   for (const auto& link : peer.links) {
     if (link->ends.remote_nic >= remote.keys.size()) {
       throw nb::value_error(("the descriptor has no key for NIC " + std::to_string(link->ends.remote_nic) +
@@ -149,10 +153,13 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
                                std::shared_ptr<Peer> peer, std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset,
                                uint64_t length, int64_t imm) {
   check_open(*region);
+  if (read && !region->memory.writable) {
+    throw nb::value_error("the destination of this read is registered readable_only");
+  }
   check_immediate(imm);
   check_range(read ? "destination" : "source", local_offset, length, region->memory.length);
   check_range(read ? "source" : "destination", remote_offset, length, remote->length);
-  check_keys(*peer, *remote);
+  check_keys(*peer, *remote, !read);
   auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm);
   Piece piece{local_offset, std::move(remote), remote_offset, length};
   const SplitLimits& limits = peer->limits;
@@ -170,7 +177,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                                       uint64_t remote_size, uint64_t page_bytes, int64_t imm) {
   check_open(*region);
   check_immediate(imm);
-  check_keys(*peer, *remote);
+  check_keys(*peer, *remote, true);
   if (src_indices.shape(0) != dst_indices.shape(0)) {
     throw nb::value_error((std::to_string(src_indices.shape(0)) + " source pages but " +
                            std::to_string(dst_indices.shape(0)) + " destination pages")
@@ -202,7 +209,7 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
     if (index >= peers.size()) throw nb::index_error("scatter: no such peer in the group");
     check_range("source", local_offset, length, region->memory.length);
     check_range("destination", remote_offset, length, remote->length);
-    check_keys(*peers[index], *remote);
+    check_keys(*peers[index], *remote, true);
     pieces[index].push_back({local_offset, remote, remote_offset, length});
   }
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
