@@ -12,6 +12,8 @@ namespace {
 
 constexpr size_t kWordBytes = 64;          // the word has a cache line of its own
 constexpr int64_t kLookEvery = 2'000'000;  // at the driver, for errors, while something is under way
+constexpr uint64_t kShortestChunk = 4096;  // 8 loads of 16 bytes for each lane of a warp
+constexpr uint64_t kChunksPerWarp = 2;
 constexpr unsigned kThreads = 512;
 constexpr unsigned kWarps = kThreads / 32;
 
@@ -76,12 +78,24 @@ void Copier::wait_for(Stream stream) {
       ok(cuda.stream_wait_event(stream_, event_, 0), "waiting for an event");
 }
 
+// So long that a warp is busy with it, so short that all warps have a few.
+uint64_t Copier::chunk_bytes(std::span<const Piece> pieces) const {
+  const uint64_t share = static_cast<uint64_t>(std::max(options_.multiprocessors, 1)) * kWarps * kChunksPerWarp;
+  uint64_t total = 0;
+  for (const Piece& piece : pieces) {
+    total += piece.length;
+    if (total >= share * options_.chunk_bytes) return options_.chunk_bytes;
+  }
+  return std::clamp<uint64_t>((total / share + 15) / 16 * 16, kShortestChunk, options_.chunk_bytes);
+}
+
 size_t Copier::submit(std::span<const Piece> pieces) {
   if (!failure_.empty() || pieces.empty()) return 0;
   if (slot_batch_[next_slot_] > finished()) return 0;
   const bool engines = pieces.front().length >= options_.engine_bytes;
   size_t taken = 0;
   chunks_.clear();
+  const uint64_t chunk = chunk_bytes(pieces);
   for (; taken < pieces.size(); ++taken) {
     Piece piece = pieces[taken];
     if ((piece.length >= options_.engine_bytes) != engines) break;  // the next batch
@@ -90,10 +104,10 @@ size_t Copier::submit(std::span<const Piece> pieces) {
       chunks_.push_back(piece);
       continue;
     }
-    const size_t parts = std::max<uint64_t>(1, (piece.length + options_.chunk_bytes - 1) / options_.chunk_bytes);
+    const size_t parts = std::max<uint64_t>(1, (piece.length + chunk - 1) / chunk);
     if (chunks_.size() + parts > kSlotPieces) break;
     for (size_t part = 0; part < parts; ++part) {
-      const uint64_t length = std::min<uint64_t>(piece.length, options_.chunk_bytes);
+      const uint64_t length = std::min<uint64_t>(piece.length, chunk);
       chunks_.push_back({piece.source, piece.destination, length});
       piece.source += length;
       piece.destination += length;

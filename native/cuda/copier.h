@@ -24,9 +24,9 @@
 namespace railwire::cuda {
 
 struct CopierOptions {
-  int multiprocessors = 16;            // at most this many are used by one launch
+  int multiprocessors = 8;             // at most this many are used by one launch
   uint64_t engine_bytes = 4ull << 20;  // pieces of at least this go through the copy engines
-  uint64_t chunk_bytes = 32ull << 10;  // longer pieces are cut, so that all warps have work
+  uint64_t chunk_bytes = 64ull << 10;  // longer pieces are cut, and further while warps would have no work
 };
 
 class Copier {
@@ -53,6 +53,7 @@ class Copier {
   static constexpr size_t kSlotPieces = 16 * 1024;  // of one list
   static constexpr size_t kFew = 128;               // travel with the launch
 
+  uint64_t chunk_bytes(std::span<const Piece> pieces) const;
   bool by_kernel(std::span<const Piece> chunks);
   bool by_engines(std::span<const Piece> pieces);
   bool ok(Result code, const char* what);
