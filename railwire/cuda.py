@@ -51,6 +51,38 @@ def close_dmabuf(fd: int) -> None:
     os.close(fd)
 
 
+class GpuMemory:
+    """Memory of a GPU that other processes can always map, whatever the framework's allocator does. Freed when the last
+    reference goes. A CUDA array: ``torch.as_tensor(memory, device="cuda")`` is a view of it.
+
+    Args:
+        nbytes: rounded up to the GPU's granularity (2 MiB) in the allocation, not in the view.
+        ordinal: of the GPU.
+
+    Raises:
+        ConfigurationError: the driver refuses; its words are in the message.
+    """
+
+    def __init__(self, nbytes: int, ordinal: int) -> None:
+        if nbytes < 1:
+            raise ValueError("nbytes must be positive")
+        try:
+            self._native = _native.GpuMemory(nbytes, ordinal)
+        except _native.CudaError as error:
+            raise ConfigurationError(f"cuda:{ordinal}: {error}") from error
+        self.nbytes = nbytes
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        return {
+            "shape": (self.nbytes,),
+            "typestr": "|u1",
+            "data": (self._native.address, False),
+            "version": 3,
+            "strides": None,
+        }
+
+
 def stream_handle(stream: Any, device: str) -> tuple[int, int]:
     """(ordinal of its GPU, ``CUstream`` handle) of a torch or CuPy stream, of anything with ``__cuda_stream__``, or of
     a handle as an int, which then belongs to ``device``.

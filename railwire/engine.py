@@ -12,7 +12,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from railwire import _native, host, memory, topology, wire
+from railwire import _native, cuda, host, memory, topology, wire
 from railwire.counter import MAX_IMM, Counter
 from railwire.dispatcher import dispatcher
 from railwire.errors import (
@@ -196,10 +196,23 @@ class TransferEngine:
         except _native.NativeError as error:
             raise ConfigurationError(str(error)) from error
 
-    def allocate(self, nbytes: int) -> MemoryRegion:
-        """Page-aligned, zeroed, prefaulted memory on huge pages, registered. Twice as fast as ordinary memory for
-        large writes over shm. ``region.array`` is the memory."""
-        return self.register(memory.allocate_huge(nbytes))
+    def allocate(self, nbytes: int, device: str = "cpu") -> MemoryRegion:
+        """New memory, registered.
+
+        Args:
+            nbytes: its size.
+            device: ``"cpu"``: page-aligned, zeroed, prefaulted, on huge pages; twice as fast as ordinary memory for
+                large writes over shm. ``region.array`` is the memory. ``"cuda:N"``: memory of that GPU that peers on
+                this host can always map; what is in it is undefined. ``torch.as_tensor(region, device="cuda")`` is the
+                memory.
+
+        Raises:
+            ConfigurationError: there is no such GPU, or not so much memory.
+        """
+        ordinal = topology.parse_device(device)
+        if ordinal is None:
+            return self.register(memory.allocate_huge(nbytes))
+        return self.register(cuda.GpuMemory(nbytes, ordinal))
 
     # ---- one-sided ---------------------------------------------------------------------------------------------------
     def write(self, src: Source, dst: RemoteRegion, imm: int | None = None) -> Transfer:

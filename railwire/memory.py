@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire import _native, cuda, wire
+from railwire.buffers import Buffer
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
 from railwire.transfer import Fence
@@ -40,63 +41,6 @@ def resolve_slice(key: object, nbytes: int) -> tuple[int, int]:
     if not 0 <= start <= stop <= nbytes:
         raise IndexError(f"[{key.start}:{key.stop}] lies outside a region of {nbytes} bytes")
     return start, stop - start
-
-
-class Buffer:
-    """Where a buffer lies: address, length, device. Understands everything that ``register()`` takes."""
-
-    def __init__(self, buffer: Any, readable_only: bool = False) -> None:
-        self.owner: object = buffer
-        self.readable_only = readable_only
-        self.device = -1
-        self.array: npt.NDArray[np.uint8] | None = None
-        if isinstance(buffer, tuple):
-            if len(buffer) != 2 or not all(isinstance(value, int) and value >= 0 for value in buffer):
-                raise TypeError("raw memory is given as (address, nbytes)")
-            self.address, self.nbytes = buffer
-        elif hasattr(buffer, "data_ptr") and hasattr(buffer, "untyped_storage"):
-            self._take_tensor(buffer)
-        else:
-            self._take_array(buffer)
-
-    def _take_tensor(self, tensor: Any) -> None:
-        if not tensor.is_contiguous():
-            raise ValueError("the tensor is not contiguous: register its storage, or tensor.contiguous()")
-        self.address = int(tensor.data_ptr())
-        self.nbytes = int(tensor.numel() * tensor.element_size())
-        if tensor.device.type == "cuda":
-            self.device = int(tensor.device.index or 0)
-        elif tensor.device.type != "cpu":
-            raise ValueError(f"memory of device {tensor.device} cannot be registered")
-        elif self.nbytes:
-            import torch  # numpy has no bfloat16: the bytes are what counts
-
-            self.array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-            if self.readable_only:  # torch does not know of memory that cannot be written; numpy does
-                self.array.flags.writeable = False
-
-    def _take_array(self, buffer: Any) -> None:
-        if isinstance(buffer, np.ndarray):
-            array = buffer
-        else:
-            try:
-                array = np.frombuffer(memoryview(buffer).cast("B"), dtype=np.uint8)
-            except TypeError:
-                if not hasattr(buffer, "__dlpack__"):
-                    raise TypeError(
-                        f"cannot register a {type(buffer).__name__}: give a numpy array, a torch tensor, anything with "
-                        "the buffer protocol or DLPack, or (address, nbytes)"
-                    ) from None
-                array = np.from_dlpack(buffer)
-        if not array.flags.c_contiguous:
-            raise ValueError("the array is not C-contiguous: register its base, or np.ascontiguousarray()")
-        if not array.flags.writeable and not self.readable_only:
-            raise ValueError("the buffer is read-only: with readable_only=True it can be registered as a source")
-        self.array = array.reshape(-1).view(np.uint8)
-        if self.readable_only:
-            self.array.flags.writeable = False
-        self.address = int(array.ctypes.data)
-        self.nbytes = int(array.nbytes)
 
 
 class RegionSlice:
@@ -147,6 +91,19 @@ class MemoryRegion:
         if self._buffer.array is None:
             raise ValueError("this region was registered by address, or is not in host memory: use what you registered")
         return self._buffer.array
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda:N"``."""
+        return "cpu" if self._buffer.device < 0 else f"cuda:{self._buffer.device}"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        """GPU memory as an array of bytes, for torch and CuPy; ``AttributeError`` for host memory."""
+        if self._buffer.device < 0:
+            raise AttributeError("this region is in host memory: use region.array")
+        data = (self.address, self.readable_only)
+        return {"shape": (self.nbytes,), "typestr": "|u1", "data": data, "version": 3, "strides": None}
 
     @property
     def readable_only(self) -> bool:

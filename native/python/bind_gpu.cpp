@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/sharing.h"
 #include "cuda/stream_words.h"
 #include "engine/operation.h"
 #include "python/bindings.h"
@@ -27,6 +28,15 @@ void bind_gpu(nb::module_& m) {
       "gpu_of", [](uintptr_t address) { return cuda::device_of(reinterpret_cast<const void*>(address)); }, "address"_a,
       "Ordinal of the GPU whose memory an address is, however it was allocated; -1: of none.");
   m.def("gpu_uuid", [](int ordinal) { return cuda::to_string(cuda::Device::open(ordinal)->uuid); }, "ordinal"_a);
+  nb::class_<cuda::SharableMemory>(m, "GpuMemory", "Memory of a GPU that other processes can map.")
+      .def(
+          "__init__",
+          [](cuda::SharableMemory* self, uint64_t bytes, int ordinal) {
+            nb::gil_scoped_release release;
+            new (self) cuda::SharableMemory(cuda::Device::open(ordinal), bytes);
+          },
+          "bytes"_a, "ordinal"_a)
+      .def_prop_ro("address", &cuda::SharableMemory::address);
   m.def(
       "let_stream_wait",
       [](Operation& operation, int ordinal, uintptr_t stream) {

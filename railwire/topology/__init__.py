@@ -13,8 +13,9 @@ from railwire import _native
 from railwire.errors import ConfigurationError
 from railwire.topology import gpus as _gpus
 from railwire.topology import select, sysfs
+from railwire.topology.gpus import parse_device
 
-__all__ = ["ask_libraries", "default_address", "nics_for_device", "plan", "route_address"]
+__all__ = ["ask_libraries", "default_address", "nics_for_device", "parse_device", "plan", "route_address"]
 
 LOOPBACK = "127.0.0.1"
 
