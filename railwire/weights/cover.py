@@ -30,10 +30,18 @@ def _prove_places(sources: Views, destinations: Views, pages: Pages) -> None:
     itemsize = destinations.itemsize[pages.dst]
     if (sources.itemsize[pages.src] != itemsize).any() or (pages.run_bytes % itemsize).any():
         raise ProofError("a page cuts an element")
-    elements = pages.run_bytes // itemsize
-    # The first element, one inside, the last of the first run; the same of the second run and of the last one.
-    inside = (elements * 7919 // 10007) * itemsize
-    for run in (np.zeros_like(pages.runs), np.minimum(pages.runs - 1, 1), pages.runs - 1):
+    several = pages.runs > 1
+    _prove_runs(sources, destinations, pages, [np.zeros_like(pages.runs)])
+    if several.any():
+        pages = Pages(*(column[several] for column in pages))
+        _prove_runs(sources, destinations, pages, [np.ones_like(pages.runs), pages.runs - 1])
+
+
+def _prove_runs(sources: Views, destinations: Views, pages: Pages, which: list[Ints]) -> None:
+    """The first element of such runs, one inside, and the last."""
+    itemsize = destinations.itemsize[pages.dst]
+    inside = (pages.run_bytes // itemsize * 7919 // 10007) * itemsize
+    for run in which:
         for byte in (np.zeros_like(inside), inside, pages.run_bytes - itemsize):
             here = _element(sources, pages.src, pages.src_offset + run * pages.src_stride + byte)
             there = _element(destinations, pages.dst, pages.dst_offset + run * pages.dst_stride + byte)
