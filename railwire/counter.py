@@ -58,11 +58,13 @@ class Counter:
     @property
     def value(self) -> float:
         """Arrivals not yet consumed; a fraction while a striped write is half there."""
+        self._engine._check_process()
         return self._engine._native.counter_units(self.imm) / UNITS_PER_ARRIVAL
 
     def reset(self) -> None:
         """Forgets arrivals and failures. Right only when nothing more can arrive: after a fence, or for a new use of
         an immediate whose writers have all ended."""
+        self._engine._check_process()
         self._engine._native.reset_counter(self.imm)
 
     def __repr__(self) -> str:

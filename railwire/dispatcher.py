@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class EventSink(Protocol):
     def _on_peer_lost(self, peer_id: int) -> None: ...
     def _on_watcher(self, watcher_id: int) -> None: ...
     def _on_handshake(self, nic: int, frame: bytes) -> None: ...
+    def _on_forked(self) -> None: ...
 
 
 class Dispatcher:
@@ -41,6 +43,8 @@ class Dispatcher:
         self._owners: dict[int, object] = {}
         self._engines: weakref.WeakValueDictionary[int, EventSink] = weakref.WeakValueDictionary()
         self._started = False
+        self._stops_at_exit = False
+        self._life = 0  # one more in each child of fork()
         self._threads: list[threading.Thread] = []
         self._ident = 0  # of the thread that runs callbacks
         self.callback_errors = 0
@@ -56,7 +60,9 @@ class Dispatcher:
                     thread = threading.Thread(target=target, name=name, daemon=True)
                     thread.start()
                     self._threads.append(thread)
-                atexit.register(self._stop)
+                if not self._stops_at_exit:
+                    self._stops_at_exit = True
+                    atexit.register(self._stop)
         return tag
 
     def when_finished(self, operation: _native.Operation, callback: Callable[[], None]) -> None:
@@ -100,9 +106,10 @@ class Dispatcher:
 
     def _run(self) -> None:
         self._ident = threading.get_ident()
-        while True:
+        life = self._life
+        while life == self._life:
             for kind, tag, value, data in _native.next_events(_POLL_SECONDS, _BATCH):
-                if kind == "stop":
+                if kind == "stop" or life != self._life:  # a callback has forked: the child's events are not these
                     return
                 try:
                     self._handle(kind, tag, value, data)
@@ -141,6 +148,19 @@ class Dispatcher:
                 except Exception:
                     log.exception("railwire: cannot handle a handshake frame")
 
+    def _on_forked(self) -> None:
+        """In the child of a fork: threads, callbacks and engines are the parent's; all begins anew. What the parent's
+        engines keep alive stays, because a destructor has no business in this process."""
+        self._lock = threading.Lock()
+        self._pending = {}
+        self._started = False
+        self._life += 1
+        self._threads = []
+        self._ident = 0
+        inherited, self._engines = list(self._engines.values()), weakref.WeakValueDictionary()
+        for engine in inherited:
+            engine._on_forked()
+
     def _stop(self) -> None:
         _native.stop_events()
         for thread in self._threads:
@@ -149,3 +169,15 @@ class Dispatcher:
 
 
 dispatcher = Dispatcher()
+
+
+def _after_fork_in_child() -> None:
+    _native.after_fork_in_child()
+    dispatcher._on_forked()
+
+
+os.register_at_fork(
+    before=_native.before_fork,
+    after_in_parent=_native.after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -31,6 +31,7 @@ from railwire.transfer import Transfer
 from railwire.watcher import Watcher
 
 MAX_MESSAGE_BYTES = 60 * 1024
+_FORKED = "this engine belongs to the process that was forked: open an engine of its own in this one"
 _CREDIT_BATCH = 1 << 20  # bytes of messages taken before the sender is told
 
 Source = MemoryRegion | RegionSlice
@@ -84,6 +85,7 @@ class TransferEngine:
         self.incarnation = secrets.token_bytes(16)
         """16 random bytes of this life of the engine."""
         self._closed = False
+        self._inherited = False  # this process is a child of the one whose engine it is
         self._lock = threading.RLock()
         self._peers: dict[int, Peer] = {}
         self._by_incarnation: dict[bytes, Peer] = {}
@@ -421,7 +423,25 @@ class TransferEngine:
     # ---- what the dispatcher and the other modules call --------------------------------------------------------------
     def _check_open(self) -> None:
         if self._closed:
+            self._check_process()
             raise ClosedError("the engine is closed")
+
+    def _check_process(self) -> None:
+        if self._inherited:
+            raise ClosedError(_FORKED)
+
+    def _on_forked(self) -> None:
+        """In the child of a fork. Nothing of the engine may be touched there, not even to close it."""
+        self._lock = threading.RLock()
+        self._messages = MessageQueue()
+        self._messages.close()
+        peers = list(self._peers.values())
+        if not self._closed:
+            self._closed = self._inherited = True
+            _open_engines.discard(self)
+            self._peers, self._by_incarnation = {}, {}
+            for peer in peers:
+                peer.lost._on_forked(_FORKED)
 
     def _check_local(self, region: MemoryRegion) -> None:
         if region._engine is not self:

@@ -130,6 +130,7 @@ class MemoryRegion:
         """What peers need to write here. Changes with each :meth:`revoke`. ``ClosedError`` once closed."""
         self.check_open()
         if self._descriptor is None:
+            self._engine._check_process()
             region_id, keys = self._engine._native.region_keys(self._native)
             self._descriptor = RemoteRegion(
                 wire.Descriptor(
@@ -165,6 +166,7 @@ class MemoryRegion:
 
     def revoke_async(self, timeout: float | None = None) -> Fence:
         """As :meth:`revoke`, to be awaited."""
+        self._engine._check_process()
         self.check_open()
         self._descriptor = None
         seconds = self._engine.liveness if timeout is None else timeout
@@ -178,6 +180,7 @@ class MemoryRegion:
             FenceError: see :meth:`revoke`.
             RuntimeError: in a callback; use :meth:`close_async` there.
         """
+        self._engine._check_process()
         dispatcher.check_elsewhere("region.close()")
         if not self._engine.closed:
             self.close_async(timeout).wait()
@@ -185,8 +188,7 @@ class MemoryRegion:
 
     def close_async(self, timeout: float | None = None) -> Fence:
         """As :meth:`close`, to be awaited. ClosedError if the engine is closed, and with it all its regions."""
-        if self._engine.closed:
-            raise ClosedError("the engine is closed, and this region with it")
+        self._engine._check_open()  # a closed engine has closed its regions
         self._closed = True
         self._descriptor = None
         seconds = self._engine.liveness if timeout is None else timeout

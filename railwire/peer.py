@@ -104,6 +104,13 @@ class PeerLoss:
             yield from waiter
         return self._reason
 
+    def _on_forked(self, reason: str) -> None:
+        """In a child process: the callbacks are the parent's."""
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._callbacks = []
+        self._set(reason)
+
     def _set(self, reason: str) -> None:
         with self._lock:
             if self._event.is_set():
@@ -162,11 +169,13 @@ class Peer:
             FenceError: it did not confirm, its process may still run, and it writes by itself (shm).
             RuntimeError: in a callback; use :meth:`close_async` there.
         """
+        self._engine._check_process()
         dispatcher.check_elsewhere("peer.close()")
         self.close_async(timeout).wait()
 
     def close_async(self, timeout: float | None = None) -> Fence:
         """As :meth:`close`, to be awaited."""
+        self._engine._check_process()
         seconds = self._engine.liveness if timeout is None else timeout
         return Fence(self._engine, _native.close_peer(self._engine._native, self._native, seconds))
 

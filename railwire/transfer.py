@@ -7,6 +7,7 @@ States: ``pending`` -> ``done`` | ``failed`` | ``cancelled``. There is no other 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -41,6 +42,14 @@ _STATES = ("pending", "done", "failed", "cancelled")
 _DONE = 1
 _FOREVER = 1e12
 _callbacks_lock = threading.Lock()  # of all futures: held for a moment, by those that have callbacks
+
+
+def _on_forked() -> None:
+    global _callbacks_lock
+    _callbacks_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_on_forked)
 
 
 class Future(Generic[T]):
@@ -79,6 +88,7 @@ class Future(Generic[T]):
             RailwireError: it failed or was cancelled.
         """
         if timeout != 0 and not self._operation.done():
+            self._engine._check_process()
             dispatcher.check_elsewhere("wait()")
         if not self._operation.wait(_FOREVER if timeout is None else max(timeout, 0.0)):
             raise TimeoutError(f"{self!r} is still pending after {timeout} s")
@@ -126,6 +136,7 @@ class Future(Generic[T]):
 
     def add_done_callback(self: Self, callback: Callable[[Self], object]) -> None:
         """Calls ``callback(self)`` on the dispatcher thread once it has ended (soon, if it already has)."""
+        self._engine._check_process()
         with _callbacks_lock:
             first = self._callbacks is None
             if self._callbacks is None:
@@ -136,6 +147,7 @@ class Future(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
+            self._engine._check_process()
             dispatcher.check_elsewhere("await")
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()

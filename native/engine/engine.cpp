@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "engine/clock.h"
+#include "engine/fork.h"
 
 namespace railwire {
 namespace {
@@ -47,9 +48,13 @@ Engine::Engine(EngineOptions options, std::vector<std::unique_ptr<Nic>> nics)
     pad_registrations_.push_back(
         nics_[i]->register_memory({.address = pads_[i].data(), .length = pads_[i].size(), .key_hint = random_u64()}));
   }
+  note_engine(*this);
 }
 
-Engine::~Engine() { close(0); }
+Engine::~Engine() {
+  forget_engine(*this);
+  close(0);
+}
 
 std::shared_ptr<Region> Engine::register_memory(MemorySpec memory, uint64_t owner) {
   memory.key_hint = random_u64();
@@ -73,6 +78,7 @@ std::vector<Registration> Engine::region_keys(const Region& region, uint64_t* id
 }
 
 void Engine::retire_region(Region& region) {
+  if (inherited_) return;
   {
     std::lock_guard lock(retired_mutex_);
     live_regions_.erase(&region);
@@ -247,6 +253,7 @@ Engine::Stats Engine::stats() {
 }
 
 void Engine::close(int64_t timeout_ns) {
+  if (inherited_) return;
   std::lock_guard closing(close_mutex_);
   if (closed()) return;
   closing_.store(true);

@@ -111,6 +111,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   Stats stats();
 
+  // Around fork(), see fork.h. hold_still() takes the driver's lock, if it can before `deadline`.
+  bool hold_still(int64_t deadline);
+  void go_on() { drive_.unlock(); }
+  void note_inherited(bool held);
+
   // Ends everything, within about `timeout_ns`; afterwards no thread of the engine exists. Idempotent. Owners call it
   // before they let go of the engine: regions that transfers still hold must find it when these end.
   void close(int64_t timeout_ns);
@@ -257,6 +262,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   MpscQueue commands_;
   std::atomic<bool> closing_{false};
   std::atomic<bool> closed_{false};
+  bool inherited_ = false;  // this process is a child of the one that made it: nothing may be touched; set at fork()
   std::atomic<bool> stop_worker_{false};
   std::mutex close_mutex_;
   std::thread worker_;

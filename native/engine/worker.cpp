@@ -40,6 +40,7 @@ constexpr int64_t kWatcherFastFor = 20 * kMillisecond;
 constexpr uint64_t kInlineBytes = 64 * 1024;  // a submission posts at most this much in the caller
 constexpr uint64_t kDriveBytes = 1ull << 20;  // per peer and step, so that polling is never far away
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+constexpr const char* kInherited = "this engine belongs to the process that was forked; open one in this process";
 
 void sleep_on(std::vector<pollfd>& fds, int64_t timeout_ns) {
   timeout_ns = std::clamp<int64_t>(timeout_ns, 0, 3600'000 * kMillisecond);
@@ -65,6 +66,7 @@ void Engine::run() {
 }
 
 void Engine::submit(std::shared_ptr<Operation> operation) {
+  if (inherited_) throw NicError(kInherited);
   bool left_over = true, later = false;
   // Not before those who wait for the lock: threads that submit in a loop would keep it from them.
   if (!options_.spin && lock_waiters_.load(std::memory_order_relaxed) == 0 && drive_.try_lock()) {
@@ -130,6 +132,7 @@ class StopCommand final : public Operation {
 }  // namespace
 
 void Engine::request_stop(std::shared_ptr<Operation> operation) {
+  if (inherited_) return;
   submit(std::make_shared<StopCommand>(weak_from_this(), std::move(operation)));
 }
 
@@ -335,6 +338,7 @@ void Engine::worker_main() {
 }
 
 bool Engine::wait_for(Operation& operation, int64_t timeout_ns) {
+  if (inherited_) throw NicError(kInherited);
   const int64_t start = now_ns();
   const int64_t deadline = timeout_ns > kNever - start ? kNever : start + timeout_ns;
   if (options_.spin) {
@@ -446,7 +450,26 @@ void Engine::hand_over() {
   if (!waiting_.empty()) waiting_.front()->nudge();
 }
 
+bool Engine::hold_still(int64_t deadline) {
+  lock_waiters_.fetch_add(1, std::memory_order_relaxed);
+  bool held = drive_.try_lock();
+  while (!held && now_ns() < deadline) {
+    sched_yield();
+    held = drive_.try_lock();
+  }
+  lock_waiters_.fetch_sub(1, std::memory_order_relaxed);
+  return held;
+}
+
+// Whoever holds one of its peers sees it ended. Not where a driver was at work: their list may be half changed.
+void Engine::note_inherited(bool held) {
+  inherited_ = true;
+  if (!held) return;
+  for (const auto& peer : peers_) peer->state.store(PeerState::kClosed);
+}
+
 std::unique_lock<DriverLock> Engine::lock_driver() {
+  if (inherited_) throw NicError(kInherited);
   std::unique_lock lock(drive_, std::defer_lock);
   lock_again(lock);
   return lock;

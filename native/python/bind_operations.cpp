@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "engine/clock.h"
+#include "engine/fork.h"
 #include "engine/operation.h"
 #include "python/bindings.h"
 
@@ -74,15 +75,12 @@ nb::list pop(EventQueue& queue, double seconds, size_t most) {
 
 }  // namespace
 
-// Never destroyed: native threads may still push while the interpreter goes down.
-EventQueue& dispatcher_events() {
-  static auto* queue = new EventQueue;
-  return *queue;
-}
-EventQueue& handshake_events() {
-  static auto* queue = new EventQueue;
-  return *queue;
-}
+// Never destroyed: native threads may still push while the interpreter goes down. A child of fork() gets others: the
+// lock of the old ones may be held by a thread that it does not have.
+static auto* dispatcher_queue = new EventQueue;
+static auto* handshake_queue = new EventQueue;
+EventQueue& dispatcher_events() { return *dispatcher_queue; }
+EventQueue& handshake_events() { return *handshake_queue; }
 
 void bind_operations(nb::module_& m) {
   nb::class_<Operation>(m, "Operation", "Something that ends once; the native half of railwire.Future.")
@@ -112,6 +110,14 @@ void bind_operations(nb::module_& m) {
   m.def(
       "push_finished", [](uint64_t token) { dispatcher_events().push({Event::kFinished, 0, token, {}}); }, "token"_a,
       "Puts a 'finished' event into the dispatcher's own queue.");
+  m.def("before_fork", &before_fork, nb::call_guard<nb::gil_scoped_release>(), "For os.register_at_fork.");
+  m.def("after_fork_in_parent", &after_fork_in_parent, nb::call_guard<nb::gil_scoped_release>());
+  m.def("after_fork_in_child", [] {
+    nb::set_leak_warnings(false);  // what the parent's threads held is never let go of here
+    dispatcher_queue = new EventQueue;
+    handshake_queue = new EventQueue;
+    after_fork_in_child();
+  });
   m.def("stop_events", [] {
     dispatcher_events().push({Event::kStop, 0, 0, {}});
     handshake_events().push({Event::kStop, 0, 0, {}});
