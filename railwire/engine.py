@@ -328,6 +328,15 @@ class TransferEngine:
             self._next_imm = self._next_imm % MAX_IMM + 1
             return self._next_imm
 
+    def new_imms(self, count: int) -> int:
+        """The first of ``count`` consecutive immediates that new_imm() has not given out before."""
+        if not 1 <= count <= MAX_IMM:
+            raise ValueError(f"between 1 and {MAX_IMM} immediates, not {count}")
+        with self._lock:
+            first = self._next_imm + 1 if self._next_imm + count <= MAX_IMM else 1
+            self._next_imm = first + count - 1
+            return first
+
     def counter(self, imm: int) -> Counter:
         """The counter of an immediate, 0 to 4194303, chosen by the user or by :meth:`new_imm`."""
         return Counter(self, _imm(imm))
