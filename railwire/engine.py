@@ -30,7 +30,7 @@ from railwire.peer import EngineAddress, Peer, PeerGroup
 from railwire.transfer import Transfer
 from railwire.watcher import Watcher
 
-MAX_MESSAGE_BYTES = 60 * 1024
+MAX_MESSAGE_BYTES: int = _native.MAX_MESSAGE_BYTES
 _FORKED = "this engine belongs to the process that was forked: open an engine of its own in this one"
 _CREDIT_BATCH = 1 << 20  # bytes of messages taken before the sender is told
 
@@ -343,7 +343,9 @@ class TransferEngine:
 
     # ---- messages ----------------------------------------------------------------------------------------------------
     def send(self, peer: Peer, message: bytes | bytearray | memoryview) -> Transfer:
-        """Sends a message, at most 60 KiB. In order, once; done when the peer's engine has it.
+        """Sends a message, at most 60 KiB, whatever the NICs carry at once. In order, once.
+
+        Done when the peer's engine has it. Waits for room while the peer's user has 16 MiB of messages still to take.
 
         Raises:
             ValueError: too long. Write such data into a registered region instead.
@@ -545,7 +547,7 @@ class TransferEngine:
     def _message_taken(self, peer: Peer, message: bytes) -> None:
         """Gives the sender room again, a batch at a time."""
         with self._lock:
-            taken = self._credits.get(peer.id, 0) + len(message)
+            taken = self._credits.get(peer.id, 0) + len(message) + _native.MESSAGE_OVERHEAD
             self._credits[peer.id] = 0 if taken >= _CREDIT_BATCH else taken
         if taken >= _CREDIT_BATCH and not self._closed:
             self._native.message_taken(peer._native, taken)

@@ -39,6 +39,7 @@ class SimulatedFabric:
         discard: work requests complete at once and go nowhere: a NIC of unlimited speed.
         max_write_bytes: longest single work request.
         link_depth: work requests a link may have outstanding.
+        max_message_bytes: longest control message, about 40 bytes of which are the engine's own.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class SimulatedFabric:
         discard: bool = False,
         max_write_bytes: int = 1 << 40,
         link_depth: int = 256,
+        max_message_bytes: int = 64 * 1024,
     ) -> None:
         self.name = name or f"fabric{next(_numbers)}"
         self._settings = _native.SimulatedSettings()
@@ -74,6 +76,7 @@ class SimulatedFabric:
                 "discard": discard,
                 "max_write_bytes": max_write_bytes,
                 "link_depth": link_depth,
+                "max_message_bytes": max_message_bytes,
             }
         )
         self._native = _native.SimulatedFabric(self.name, self._settings)

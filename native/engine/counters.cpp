@@ -102,19 +102,25 @@ void Counters::cancel(Expectation& expectation) {
   }
 }
 
-void Counters::poison(uint32_t id, uint64_t peer, const std::string& why) {
+bool Counters::poison(uint32_t id, uint64_t peer, const std::string& why) {
+  if (poisons_ >= kMostPoisons) return false;
   Slot& s = slot(id);
   auto& poisons = detail(s).poisons;
   const bool known = std::any_of(poisons.begin(), poisons.end(), [=](const auto& p) { return p.peer == peer; });
-  if (!known) poisons.push_back({peer, why});
+  if (!known) {
+    poisons.push_back({peer, why});
+    ++poisons_;
+  }
   const auto hit = take_if([=](const Expectation& e) { return e.id == id && e.depends_on(peer); });
   for (const auto& taken : hit) end(*taken, State::kFailed, {Reason::kWriterFailed, peer, "", why});
+  return true;
 }
 
 void Counters::reset(uint32_t id) {
   Slot& s = slot(id);
   s.units = 0;
   if (!s.detail) return;
+  poisons_ -= s.detail->poisons.size();
   s.detail->poisons.clear();
   settle(id, s);
 }

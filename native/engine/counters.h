@@ -55,8 +55,19 @@ class Counters {
 
   void expect(std::shared_ptr<Expectation> expectation);
   void cancel(Expectation& expectation);
-  // A writer told us that it failed. `peer`: which.
-  void poison(uint32_t id, uint64_t peer, const std::string& why);
+  // A writer told us that it failed. `peer`: which. False: so many have been told, and not been reset, that this one is
+  // not kept.
+  bool poison(uint32_t id, uint64_t peer, const std::string& why);
+  // Makes room for others: forgets what peers told that are gone.
+  void forget_poisons(auto&& gone) {
+    for (uint32_t id = 0; poisons_ > 0 && id < kImmediateIds; id += pages_[id / kPageSize] ? 1 : kPageSize) {
+      const auto& page = pages_[id / kPageSize];
+      if (!page || !(*page)[id % kPageSize].detail) continue;
+      Slot& s = (*page)[id % kPageSize];
+      poisons_ -= std::erase_if(s.detail->poisons, [&](const auto& p) { return gone(p.peer); });
+      settle(id, s);
+    }
+  }
   void reset(uint32_t id);
   uint64_t units(uint32_t id) const;
 
@@ -83,6 +94,7 @@ class Counters {
     std::unique_ptr<Detail> detail;
   };
   static constexpr uint32_t kPageSize = 1024;
+  static constexpr size_t kMostPoisons = 1 << 17;
   using Page = std::array<Slot, kPageSize>;
 
   Page* add_page(uint32_t id);
@@ -99,6 +111,7 @@ class Counters {
   // Of the last id that somebody waited for, for the next: where there is one at a time, nothing is allocated for it.
   std::unique_ptr<Detail> spare_detail_;
   uint64_t units_seen_ = 0;
+  size_t poisons_ = 0;
 };
 
 }  // namespace railwire

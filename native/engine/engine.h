@@ -241,6 +241,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void send_record(Peer& peer, RecordType type, std::span<const std::byte> body,
                    std::shared_ptr<SendOperation> operation = nullptr);
   void send_due_records(Peer& peer, int64_t now);
+  void send_message(Peer& peer, std::span<const std::byte> message, std::shared_ptr<SendOperation> operation);
+  bool take_message(Peer& peer, std::span<const std::byte> body, bool last);
+  void cut_off(Peer& peer, const std::string& what);
   void send_held_messages(Peer& peer);
   void send_credit(Peer& peer);
   bool send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> frame);

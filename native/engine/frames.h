@@ -27,7 +27,7 @@ enum class FrameType : uint8_t { kHandshake = 1, kPing, kPong, kAck, kGone, kRec
 inline constexpr uint8_t kLastFrameType = static_cast<uint8_t>(FrameType::kRecord);
 
 enum class RecordType : uint8_t {
-  kMessage = 1,  // the user's bytes
+  kMessage = 1,  // the user's bytes: all, or the last of those that did not fit into one record
   kPoison,       // id u32 | text: a write to this counter failed or was cancelled
   // link u16, generation u32, immediates u64 (that landed here through it): I have closed my half; close yours and say
   // so
@@ -37,12 +37,14 @@ enum class RecordType : uint8_t {
   kRevoked,     // request u64
   kClose,       // stop writing to me altogether, close your halves and confirm
   kClosed,
-  kCredit,      // total u64: bytes of messages that the user has taken so far
-  kLinkOffer,   // link u16, generation u32, address: my new half of a link that is closed at both ends
-  kLinkAnswer,  // the same: mine, connected to yours; without an address: not now
-  kLinkReady,   // link u16, generation u32: connected; write
+  kCredit,       // total u64: bytes of messages that the user has taken so far
+  kLinkOffer,    // link u16, generation u32, address: my new half of a link that is closed at both ends
+  kLinkAnswer,   // the same: mine, connected to yours; without an address: not now
+  kLinkReady,    // link u16, generation u32: connected; write
+  kMessagePart,  // the next bytes of a message that is longer than the NICs between us carry in one
 };
-inline constexpr uint8_t kLastRecordType = static_cast<uint8_t>(RecordType::kLinkReady);
+inline constexpr uint8_t kLastRecordType = static_cast<uint8_t>(RecordType::kMessagePart);
+inline constexpr size_t kMaxMessageBytes = 60 * 1024;  // of the user, in however many records
 
 struct FrameHeader {
   FrameType type = FrameType::kPing;

@@ -150,7 +150,9 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   for (auto& send : peer.held) send->finish(State::kFailed, failure);
   peer.held.clear();
   peer.unacked.clear();
+  peer.answers_unacked = 0;
   peer.early.clear();
+  peer.partial_message = {};
   const bool fenced = fenced_by_now(peer);
   drop_fenced(unfenced_);  // each holds the descriptor of a process
   if (!fenced && was_connected) unfenced_.push_back(keep);

@@ -161,8 +161,10 @@ class Peer : public std::enable_shared_from_this<Peer> {
     int64_t sent_ns = 0;  // 0: not yet
     uint32_t tries = 0;
     std::shared_ptr<SendOperation> operation;
+    bool answer = false;  // to something that the peer has said
   };
   std::deque<Unacked> unacked;
+  size_t answers_unacked = 0;
   uint64_t next_sequence = 1;
   uint64_t acknowledged = 0;  // up to here
   uint64_t question = 0;      // the record that the newest refusal waits for
@@ -170,12 +172,16 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::map<uint64_t, std::vector<std::byte>> early;
   bool ack_due = false;
 
-  // Messages in flight are bounded: a sender may be this far ahead of what the receiving user has taken.
+  // Messages in flight are bounded: a sender may be this far ahead of what the receiving user has taken, and loses the
+  // connection beyond. Each message counts as some bytes more than it has, because it costs its receiver more.
   static constexpr uint64_t kMessageWindow = 16ull << 20;
+  static constexpr uint64_t kMessageOverhead = 256;
   std::deque<std::shared_ptr<SendOperation>> held;  // waiting for room
   uint64_t message_bytes_sent = 0;
   uint64_t message_bytes_taken_there = 0;
+  uint64_t message_bytes_arrived = 0;
   uint64_t message_bytes_taken_here = 0;
+  std::vector<std::byte> partial_message;  // its last record has not come
 
   // Fences in progress.
   struct IncomingRevoke {

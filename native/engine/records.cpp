@@ -9,10 +9,17 @@
 namespace railwire {
 namespace {
 
-constexpr size_t kRecordWindow = 256;         // records sent and not acknowledged
-constexpr size_t kEarlyRecords = 1024;        // records held back until the ones before them have come
+constexpr size_t kRecordWindow = 256;  // records sent and not acknowledged; none beyond is held back for an earlier one
+// What an honest peer does not reach, and a liar not exceed.
+constexpr size_t kMostAnswers = 1 << 16;      // records that a peer made us send, and has not acknowledged
+constexpr size_t kMostRevokes = 1 << 16;      // of its, that wait for transfers of ours
 constexpr int64_t kFirstRetry = 100'000'000;  // ns; doubles up to
 constexpr int64_t kLongestRetry = 1'000'000'000;
+
+bool is_answer(RecordType type) {
+  return type == RecordType::kRevoked || type == RecordType::kLinkClosed || type == RecordType::kLinkAnswer ||
+         type == RecordType::kLinkReady;
+}
 
 }  // namespace
 
@@ -92,7 +99,9 @@ void Engine::send_record(Peer& peer, RecordType type, std::span<const std::byte>
                    .put<uint8_t>(static_cast<uint8_t>(type))
                    .put_bytes(body)
                    .take();
-  peer.unacked.push_back({peer.next_sequence++, std::move(frame), 0, 0, std::move(operation)});
+  const bool answer = is_answer(type);
+  peer.answers_unacked += answer;
+  peer.unacked.push_back({peer.next_sequence++, std::move(frame), 0, 0, std::move(operation), answer});
   if (type == RecordType::kMessage) ++peer.stats.messages_sent;
   send_due_records(peer, now_ns());
   next_tick_ = std::min(next_tick_, now_ns() + 10'000'000);
@@ -128,6 +137,7 @@ void Engine::acknowledged(Peer& peer, uint64_t upto) {
   while (!peer.unacked.empty() && peer.unacked.front().sequence <= upto) {
     auto record = std::move(peer.unacked.front());
     peer.unacked.pop_front();
+    peer.answers_unacked -= record.answer;
     if (record.operation) record.operation->finish_done();
     any = true;
   }
@@ -204,7 +214,7 @@ void Engine::record_arrived(Peer& peer, std::span<const std::byte> payload) {
   note_due(peer);
   if (record->sequence <= peer.taken) return;  // a repetition
   if (record->sequence != peer.taken + 1) {
-    if (peer.early.size() < kEarlyRecords) {
+    if (record->sequence - peer.taken <= kRecordWindow) {
       peer.early.try_emplace(record->sequence, payload.begin(), payload.end());
     }
     return;
@@ -216,20 +226,50 @@ void Engine::record_arrived(Peer& peer, std::span<const std::byte> payload) {
   }
 }
 
+// What a peer keeps sending although it cannot be honest ends the connection: its memory here has an end.
+void Engine::cut_off(Peer& peer, const std::string& what) {
+  peer_ended(peer, PeerState::kLost,
+             {Reason::kPeerLost, peer.id, "",
+              "peer " + peer.name + " is cut off: it " + what + ", which none does that keeps to the protocol"});
+}
+
+// False: the peer has been cut off.
+bool Engine::take_message(Peer& peer, std::span<const std::byte> body, bool last) {
+  auto& partial = peer.partial_message;
+  peer.message_bytes_arrived += body.size() + (last ? Peer::kMessageOverhead : 0);
+  if (peer.message_bytes_arrived - peer.message_bytes_taken_here > Peer::kMessageWindow) {
+    cut_off(peer, "sent more messages than it had room for");
+    return false;
+  }
+  if (partial.size() + body.size() > kMaxMessageBytes || (!last && body.empty())) {
+    cut_off(peer, "sent a message of more than " + std::to_string(kMaxMessageBytes) + " bytes");
+    return false;
+  }
+  partial.insert(partial.end(), body.begin(), body.end());
+  if (!last) return true;
+  ++peer.stats.messages_received;
+  events().push({Event::kMessage, options_.event_tag, peer.id, std::exchange(partial, {})});
+  return true;
+}
+
 void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
   const auto record = parse_record(payload);
   ++peer.taken;
   FrameReader reader(record->body);
   switch (record->type) {
     case RecordType::kMessage:
-      ++peer.stats.messages_received;
-      events().push({Event::kMessage, options_.event_tag, peer.id,
-                     std::vector<std::byte>(record->body.begin(), record->body.end())});
+    case RecordType::kMessagePart:
+      take_message(peer, record->body, record->type == RecordType::kMessage);
       break;
     case RecordType::kPoison: {
       const auto id = reader.get<uint32_t>();
       if (!reader.ok() || id >= kImmediateIds) break;
-      counters_.poison(id, peer.id, "a write by peer " + peer.name + " failed: " + reader.text(400));
+      const std::string why = "a write by peer " + peer.name + " failed: " + reader.text(400);
+      if (counters_.poison(id, peer.id, why)) break;
+      counters_.forget_poisons([this](uint64_t other) {
+        return std::none_of(peers_.begin(), peers_.end(), [=](const auto& p) { return p->id == other && !p->ended(); });
+      });
+      if (!counters_.poison(id, peer.id, why)) cut_off(peer, "told of more failed writes than there is room for");
       break;
     }
     case RecordType::kLinkDown:
@@ -242,6 +282,10 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
     case RecordType::kRevoke: {
       const auto region = reader.get<uint64_t>(), request = reader.get<uint64_t>();
       if (!reader.ok()) break;
+      if (peer.incoming_revokes.size() >= kMostRevokes) {
+        cut_off(peer, "revoked more regions than it waits for");
+        break;
+      }
       peer.revoked_regions.insert(region);
       peer.incoming_revokes.push_back({region, request});
       std::vector<std::shared_ptr<Operation>> alive;
@@ -279,6 +323,7 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
       break;
     }
   }
+  if (peer.answers_unacked > kMostAnswers) cut_off(peer, "asks, and acknowledges no answer");
 }
 
 void SendOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_send(*this); }
@@ -300,12 +345,26 @@ void Engine::send_held_messages(Peer& peer) {
   while (!peer.held.empty()) {
     const auto send = peer.held.front();
     const uint64_t ahead = peer.message_bytes_sent - peer.message_bytes_taken_there;
-    if (ahead + send->message.size() > Peer::kMessageWindow) return;
+    const uint64_t cost = send->message.size() + Peer::kMessageOverhead;
+    if (ahead + cost > Peer::kMessageWindow) return;
     peer.held.pop_front();
-    peer.message_bytes_sent += send->message.size();
-    send_record(peer, RecordType::kMessage, send->message, send);
-    send->message = {};
+    peer.message_bytes_sent += cost;
+    send_message(peer, std::exchange(send->message, {}), send);
   }
+}
+
+// In as many records as the NICs want, any of which may have to carry any of them.
+void Engine::send_message(Peer& peer, std::span<const std::byte> message, std::shared_ptr<SendOperation> operation) {
+  size_t room = kMaxMessageBytes;
+  for (const auto& link : peer.links) {
+    const size_t longest = link->nic->info().max_message_bytes;
+    room = std::min(room, longest - std::min(longest - 1, kFrameHeaderBytes + kRecordHeaderBytes));
+  }
+  while (message.size() > room) {
+    send_record(peer, RecordType::kMessagePart, message.first(room));
+    message = message.subspan(room);
+  }
+  send_record(peer, RecordType::kMessage, message, std::move(operation));
 }
 
 void Engine::stop_send(SendOperation& send) {

@@ -38,6 +38,7 @@ struct SimulatedSettings {
   bool discard = false;    // WRs complete at once and go nowhere: a NIC of unlimited speed
   uint64_t max_write_bytes = uint64_t{1} << 40;
   uint32_t link_depth = 256;
+  uint32_t max_message_bytes = 64 * 1024;
 };
 
 struct SimulatedAudit {

@@ -36,7 +36,7 @@ SimulatedNic::SimulatedNic(std::string spec, std::shared_ptr<SimulatedFabric> fa
   info_.resumable = settings.resumable && settings.completion_proves_landing && !settings.reorder;
   info_.max_write_bytes = settings.max_write_bytes;
   info_.link_depth = settings.link_depth;
-  info_.max_message_bytes = 64 * 1024;
+  info_.max_message_bytes = settings.max_message_bytes;
 }
 
 SimulatedNic::~SimulatedNic() { fabric_->detach(*endpoint_); }
@@ -52,6 +52,7 @@ uint64_t SimulatedNic::resolve(std::span<const std::byte> address) {
 void SimulatedNic::forget(uint64_t) {}
 
 bool SimulatedNic::send(uint64_t peer, std::span<const std::byte> message, void* context) {
+  if (message.size() > info_.max_message_bytes) return false;
   fabric_->send(*endpoint_, peers_.at(peer), message, context);
   return true;
 }

@@ -110,6 +110,8 @@ void bind_operations(nb::module_& m) {
   m.def(
       "push_finished", [](uint64_t token) { dispatcher_events().push({Event::kFinished, 0, token, {}}); }, "token"_a,
       "Puts a 'finished' event into the dispatcher's own queue.");
+  m.attr("MAX_MESSAGE_BYTES") = kMaxMessageBytes;
+  m.attr("MESSAGE_OVERHEAD") = Peer::kMessageOverhead;  // what a message counts beside its bytes
   m.def("before_fork", &before_fork, nb::call_guard<nb::gil_scoped_release>(), "For os.register_at_fork.");
   m.def("after_fork_in_parent", &after_fork_in_parent, nb::call_guard<nb::gil_scoped_release>());
   m.def("after_fork_in_child", [] {

@@ -43,7 +43,8 @@ void bind_simulated(nb::module_& m) {
       .def_rw("resumable", &SimulatedSettings::resumable)
       .def_rw("discard", &SimulatedSettings::discard)
       .def_rw("max_write_bytes", &SimulatedSettings::max_write_bytes)
-      .def_rw("link_depth", &SimulatedSettings::link_depth);
+      .def_rw("link_depth", &SimulatedSettings::link_depth)
+      .def_rw("max_message_bytes", &SimulatedSettings::max_message_bytes);
 
   const auto nogil = nb::call_guard<nb::gil_scoped_release>();
   nb::class_<FabricHandle>(m, "SimulatedFabric")
