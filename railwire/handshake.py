@@ -40,29 +40,32 @@ _RESEND_SECONDS = 0.2
 _RETRY_SECONDS = 0.001  # while the NIC is not ready to send
 _MOST_PENDING = 1024  # connections that strangers may have half open
 _PENDING_SECONDS = 30.0
-# Kinds that can link two engines, best first. shm comes first between processes of one host, last within one process
-# (a link whose two halves live in one process does not survive the abrupt end of one of them).
-_PREFERENCE = ("verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim")
+# Kinds that can link two engines, best first. The first is for one host alone.
+_PREFERENCE = ("shm", "verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim", "libfabric-shm")
 
 Pair = tuple[int, int]
 
 
-def plan_pairs(ours: wire.Address, theirs: wire.Address) -> list[Pair]:
+def plan_pairs(ours: wire.Address, theirs: wire.Address, without: frozenset[str] = frozenset()) -> list[Pair]:
     """Which of our NICs is linked with which of theirs: all NICs of the best kind both sides have, round robin.
+    ``without``: kinds that have been tried in vain.
 
     Raises:
         ConfigurationError: there is no such kind.
     """
-    common = {nic.kind for nic in ours.nics} & {nic.kind for nic in theirs.nics}
+    common = ({nic.kind for nic in ours.nics} & {nic.kind for nic in theirs.nics}) - without
     same_host = ours.host == theirs.host
     same_process = same_host and ours.pid == theirs.pid
-    if same_process and common == {"shm"}:
+    if same_process and common == {"libfabric-shm"}:
         # libfabric's shm shares one mapping among the engines of a process, and crashes when one of them closes first.
         raise ConfigurationError(
-            f"{ours.name} and {theirs.name} are in one process, where shm is not used: give both a tcp NIC, too"
+            f"{ours.name} and {theirs.name} are in one process, where libfabric:shm is not "
+            "used: give both a tcp NIC, too"
         )
-    if not same_host or same_process:
+    if not same_host:
         common.discard("shm")
+    if not same_host or same_process:
+        common.discard("libfabric-shm")
     if not common:
         raise ConfigurationError(
             f"no NIC in common: {ours.name} has {[nic.name for nic in ours.nics]}, "
@@ -70,8 +73,6 @@ def plan_pairs(ours: wire.Address, theirs: wire.Address) -> list[Pair]:
         )
 
     def rank(kind: str) -> tuple[int, str]:
-        if kind == "shm":
-            return (-1, kind)
         return (_PREFERENCE.index(kind) if kind in _PREFERENCE else len(_PREFERENCE), kind)
 
     best = min(common, key=rank)
@@ -150,7 +151,8 @@ class Connector:
                     # Our own NIC cannot reach that address at all. If none of them can, waiting changes nothing.
                     taken, refusals = True, refusals + 1
                     if refusals >= len(pairs):
-                        raise ConnectError(f"{target.name}: {error}") from error
+                        pairs = pending.pairs = self._instead_of_shm(target, pairs, error)
+                        refusals = 0
                     attempt += 1
                     continue
                 pending.done.wait(min(left, _RESEND_SECONDS if taken else _RETRY_SECONDS))
@@ -166,6 +168,20 @@ class Connector:
         finally:
             with self._lock:
                 self._outgoing.pop(connection, None)
+
+    def _instead_of_shm(self, target: wire.Address, pairs: list[Pair], error: Exception) -> list[Pair]:
+        """Pairs of another kind where shm does not reach a peer of this host (containers, a ptrace policy)."""
+        if self._address.nics[pairs[0][0]].kind == "shm":
+            try:
+                others = plan_pairs(self._address, target, frozenset({"shm"}))
+            except ConfigurationError:
+                pass
+            else:
+                names = ", ".join(self._address.nics[own].name for own, _ in others)
+                log.warning("railwire: %s is on this host, but shm does not reach it (%s); using %s instead",
+                            target.name, error, names)  # fmt: skip
+                return others
+        raise ConnectError(f"{target.name}: {error}") from error
 
     def _challenged(self, pending: _Outgoing, message: wire.Challenge) -> None:
         if pending.peer is not None:

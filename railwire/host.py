@@ -10,10 +10,11 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def host_id() -> str:
-    """Equal for two processes exactly if they see the same kernel, the same process numbers and the same /dev/shm."""
+    """Equal for two processes exactly if they see the same kernel, the same process numbers and the same network (in
+    which the unix sockets of the shm NIC have their names)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.stat('/dev/shm').st_dev}"
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.readlink('/proc/self/ns/net')}"
     except OSError:
         return f"unknown/{uuid.uuid4()}"  # equal to nobody's: no shared memory then
 

@@ -75,8 +75,8 @@ class Machine:
 
 
 def probe(*providers: tuple[str, str], version: str = "2.5") -> dict[str, Any]:
-    """What the native core would say of its libraries: ``probe(("tcp", "eth0"), ("shm", "shm"), ("verbs", "mlx5_0"))``;
-    ``verbs`` is of libibverbs."""
+    """What the native core would say of its libraries: ``probe(("tcp", "eth0"), ("verbs", "mlx5_0"))``; ``verbs`` is of
+    libibverbs."""
     return {
         "attempts": [{"path": "libfabric.so.1", "found": True, "error": "", "version": version}],
         "library": "/usr/lib/libfabric.so.1",
@@ -87,6 +87,7 @@ def probe(*providers: tuple[str, str], version: str = "2.5") -> dict[str, Any]:
             for name, domain in providers
             if name != "verbs"
         ],
+        "shm": "",
         "verbs": {
             "library": "/usr/lib/libibverbs.so.1",
             "error": "",
@@ -110,7 +111,7 @@ def verbs_device(name: str, error: str = "") -> dict[str, Any]:
     return {"name": name, "hardware": True, "dmabuf": True, "error": error, "ports": [port]}
 
 
-LOCAL = (("tcp", "eth0"), ("shm", "shm"))
+LOCAL = (("tcp", "eth0"),)
 
 
 def eight_by_eight(root: Path) -> tuple[Machine, dict[str, Any]]:

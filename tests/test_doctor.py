@@ -64,7 +64,7 @@ def test_json_of_this_machine() -> None:
         missing["verbs"] = document["verbs"]["missing"]["why"]
     else:
         kinds.add("verbs")
-    assert kinds | set(missing) >= {"tcp", "shm", "efa", "verbs"}
+    assert kinds | set(missing) >= {"tcp", "efa", "verbs"}
     assert all(missing.values())
     assert document["limits"]["shared_memory"]["total_bytes"] > 0
     plan = document["plans"][0]
@@ -73,8 +73,7 @@ def test_json_of_this_machine() -> None:
     assert "shm" not in plan["other_host"]
     assert plan["other_host"]
     if "shm" in plan["nics"]:
-        assert plan["same_host"] == ["shm"]
-        assert plan["same_process"] != ["shm"]
+        assert plan["same_host"] == plan["same_process"] == ["shm"]
 
 
 def test_tables_of_this_machine() -> None:
@@ -125,8 +124,8 @@ def test_gpus_and_nics_are_paired(tmp_path: Path) -> None:
     plans = {plan.device: plan for plan in report.plans}
     assert list(plans) == ["cpu", *(f"cuda:{number}" for number in range(8))]
     assert plans["cuda:5"].nics == ("verbs:mlx5_5", "shm")
-    assert plans["cuda:5"].other_host == plans["cuda:5"].same_process == ("verbs:mlx5_5",)
-    assert plans["cuda:5"].same_host == ("shm",)
+    assert plans["cuda:5"].other_host == ("verbs:mlx5_5",)
+    assert plans["cuda:5"].same_host == plans["cuda:5"].same_process == ("shm",)
 
 
 def test_hidden_gpus_are_listed_as_such(tmp_path: Path) -> None:
@@ -226,8 +225,6 @@ def test_a_good_machine_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"shared_memory": SharedMemory(64 << 20, 60 << 20, True)}, "--shm-size"),
-        ({"shared_memory": SharedMemory(0, 0, False)}, "no shm NIC"),
         ({"cross_memory": CrossMemory(1, True, False, "Operation not permitted")}, "warning: processes may not copy"),
         ({"cross_memory": CrossMemory(1, True, True, "")}, "note: kernel.yama.ptrace_scope is 1"),
         ({"cross_memory": CrossMemory(None, False, False, "Function not implemented")}, "Function not implemented"),
@@ -287,6 +284,7 @@ def test_network(tmp_path: Path) -> None:
     [
         ("tcp://127.0.0.1:80", "tcp"),
         ("shm", "shm"),
+        ("libfabric:shm", "libfabric-shm"),
         ("efa:rdmap0s6-rdm", "efa"),
         ("libfabric:verbs;ofi_rxm:mlx5_0", "verbs-ofi"),
         ("verbs:mlx5_0:1", "verbs"),

@@ -97,18 +97,15 @@ def test_without_numa_or_switches_all_are_equally_near(tmp_path: Path) -> None:
 def test_without_rdma_one_tcp_nic_and_shm(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     assert plan(machine, probe(*LOCAL), "cpu") == ["tcp://10.0.0.1", "shm"]
-    assert plan(machine, probe(("tcp", "eth0")), "cpu") == ["tcp://10.0.0.1"]
 
 
 def test_an_ipv6_address_is_written_in_brackets() -> None:
     assert select.choose([], probe(*LOCAL), "fd00::2") == ["tcp://[fd00::2]", "shm"]
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"), [("1.17", False), ("1.22", False), ("2.0", True), ("2.5", True), ("", False)]
-)
-def test_shm_of_an_old_library_must_be_asked_for(version: str, expected: bool) -> None:
-    assert select.offers_shm(probe(*LOCAL, version=version)) is expected
+def test_where_shm_does_not_work_it_is_left_out(tmp_path: Path) -> None:
+    offered = {**probe(*LOCAL), "shm": "shm: this sandbox has no process_vm_readv"}
+    assert plan(Machine(tmp_path), offered, "cpu") == ["tcp://10.0.0.1"]
 
 
 def test_software_rdma_must_be_asked_for(tmp_path: Path) -> None:

@@ -235,7 +235,8 @@ def test_a_stopped_peer_ends_everything_in_time(open_engine: Open, child: Child,
         waiting.wait(20)
     assert time.monotonic() - begin < LIVENESS + 2
     # An RDMA NIC goes on serving a process that stands: what the writes need of it has all been posted before.
-    assert lost > 0 or nic.startswith("verbs")
+    # On shm a long write is copied by its writer.
+    assert lost > 0 or nic == "shm" or nic.startswith("verbs")
     peer.lost.wait(1)
     child.resume()
 

@@ -35,10 +35,6 @@ bool Engine::touches_revoked(const Lane& lane) {
 }
 
 void Engine::start_transfer(std::shared_ptr<Transfer> self) {
-  if (self->after) {
-    if (hold(self)) return;
-    self->after.reset();
-  }
   Transfer& transfer = *self;
   transfer.lanes_left = transfer.lanes.size() + 1;
   for (Lane& lane : transfer.lanes) {
@@ -51,7 +47,7 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
       share.link = peer.links[index++].get();
     }
     // The doorbell first: what has to be written down besides has all the time that the wire takes.
-    const bool posted = !transfer.cancelled && post_at_once(lane);
+    const bool posted = post_at_once(lane);
     if (self) active_.insert(std::move(self));
     peer.lanes.insert(&lane);
     if (posted) {
@@ -65,9 +61,7 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
                             : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is being closed"});
       continue;
     }
-    if (transfer.cancelled) {
-      stop_lane(lane, {Reason::kCancelled, peer.id, "", "the transfer was cancelled"});
-    } else if (touches_revoked(lane)) {
+    if (touches_revoked(lane)) {
       stop_lane(lane, {Reason::kRevoked, peer.id, "",
                        "peer " + peer.name + " has revoked the region; ask it for a new descriptor"});
     } else if (lane.source->exhausted()) {
@@ -83,7 +77,6 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
 
 void Engine::stop_transfer(Transfer& transfer) {
   transfer.cancelled = true;
-  if (transfer.after && let_in()) return;  // it had not begun: it has ended now
   const auto self = transfer.shared_from_this();
   for (Lane& lane : transfer.lanes) {
     if (lane.phase != Lane::Phase::kFinished) {
@@ -172,7 +165,8 @@ void Engine::all_posted(Lane& lane) {
 // A link that took less than it was given is full, or has broken, which something else may tell soon.
 void Engine::look_for_break(PeerLink& link) {
   if (!link.link->broken() || break_will_be_told(link)) return;
-  link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke while posting"}, true);
+  link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), link_name(link) + " broke while posting"},
+            true);
 }
 
 // A short lane that finds nothing before it goes out at once, without the queues. If so, after_posting() must follow.

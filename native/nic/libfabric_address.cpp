@@ -130,8 +130,8 @@ LibfabricSpec parse_libfabric_spec(const std::string& text, const std::map<std::
     if (spec.provider.empty())
       bad_spec(text, "write libfabric:PROVIDER[:DOMAIN]; `railwire doctor` lists the providers");
     if (spec.kind == "tcp") spec.host = default_host();
-  } else if (text != "shm") {
-    bad_spec(text, "use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN or libfabric:PROVIDER[:DOMAIN]");
+  } else {
+    bad_spec(text, "use tcp://HOST[:PORT], tcp, efa:DOMAIN or libfabric:PROVIDER[:DOMAIN]");
   }
   if (spec.provider == "efa") spec.fabric = "efa";
   if (spec.provider == "efa-direct") {

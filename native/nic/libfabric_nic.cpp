@@ -226,7 +226,8 @@ void LibfabricNic::fill_info() {
                      " was asked for; it is probably in use: choose another port or leave it out");
     }
   } else if (spec_.kind == "shm") {
-    info_.name = "shm";
+    info_.name = "libfabric:shm";
+    info_.kind = "libfabric-shm";
   } else if (spec_.text.starts_with("efa")) {
     info_.name = std::string("efa:") + fi_->domain_attr->name;
   } else {

@@ -1,6 +1,7 @@
 // Which implementation a NIC's name belongs to.
 #include "nic/make_nic.h"
 
+#include "nic/host_nic.h"
 #include "nic/libfabric_nic.h"
 #include "nic/simulated_nic.h"
 #include "nic/verbs_nic.h"
@@ -10,7 +11,8 @@ namespace railwire {
 std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::string, std::string>& options) {
   const std::string kind = spec.substr(0, spec.find(':'));
   if (kind == "sim") return make_simulated_nic(spec);
-  if (kind == "tcp" || kind == "shm" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
+  if (spec == "shm") return make_host_nic(options);
+  if (kind == "tcp" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
   if (kind == "verbs") return make_verbs_nic(spec, options);
   throw NicError("unknown NIC \"" + spec +
                  "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, verbs:DEVICE[:PORT], libfabric:PROVIDER[:DOMAIN] or "

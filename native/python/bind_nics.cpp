@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "nic/host_nic.h"
 #include "nic/libfabric_library.h"
 #include "nic/verbs_library.h"
 #include "python/bindings.h"
@@ -107,6 +108,8 @@ void bind_nics(nb::module_& m) {
         "Opens libfabric if that has not happened yet and says what was tried and found, as a dict: attempts (path, "
         "found, error, version), library, version, providers (name, domain, fabric, version, kind), error. Never "
         "raises for what the machine lacks.");
+  m.def("shm_probe", &why_no_host_nic, nb::call_guard<nb::gil_scoped_release>(),
+        "Opens an shm NIC and has it reach itself. Empty, or why there is none on this machine.");
   m.def(
       "verbs_probe", &verbs_probe_dict,
       "Opens libibverbs if that has not happened yet and says what it shows, as a dict: library, error, devices "

@@ -50,7 +50,7 @@ TEST_CASE("garbage for addresses is refused") {
 
 TEST_CASE("a port that was asked for is had, refused while in use, and free again at once") {
   on_every_bed([](const Bed& bed) {
-    if (bed.spec == "shm") return;
+    if (bed.spec == "libfabric:shm") return;
     run_two(
         bed.library,
         [&](const Wire& wire) {
@@ -81,7 +81,7 @@ TEST_CASE("a port that was asked for is had, refused while in use, and free agai
 
 TEST_CASE("what the shm NIC of a killed process left in /dev/shm goes with the next one") {
   on_every_bed([](const Bed& bed) {
-    if (bed.spec != "shm") return;
+    if (bed.spec != "libfabric:shm") return;
     run_two(
         bed.library,
         [&](const Wire& wire) {
@@ -91,15 +91,15 @@ TEST_CASE("what the shm NIC of a killed process left in /dev/shm goes with the n
             struct stat status;
             return stat(("/dev/shm/" + name + suffix).c_str(), &status) == 0;
           };
-          make_libfabric_nic("shm", {});
+          make_libfabric_nic("libfabric:shm", {});
           SIDE_CHECK(exists(".wake") && exists(".bell") && exists("-0") && exists("-1"));  // it lives
           SIDE_CHECK(kill(wire.other(), SIGKILL) == 0);
           usleep(200'000);  // its descriptors close some time after
-          make_libfabric_nic("shm", {});
+          make_libfabric_nic("libfabric:shm", {});
           SIDE_CHECK(!exists(".wake") && !exists(".bell") && !exists("-0") && !exists("-1"));
         },
         [&](const Wire& wire) {
-          Half half("shm");
+          Half half("libfabric:shm");
           const auto address = half.nic->address();
           const std::string text(reinterpret_cast<const char*>(address.data()), address.size());
           const std::string name = text.substr(text.find("railwire-"), std::strlen("railwire-") + 16);
@@ -120,9 +120,9 @@ TEST_CASE("wrong names of NICs are refused with a reason") {
                 "tcp://192.0.2.77", "efa:nosuch", "libfabric:", "libfabric:nosuch", "shm:1", ""}) {
             SIDE_CHECK(throws_nic_error([&] { make_libfabric_nic(spec, {}); }));
           }
-          SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("shm", {{"link_depth", "0"}}); }));
-          SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("shm", {{"link_depth", "many"}}); }));
-          SIDE_CHECK(make_libfabric_nic("shm", {{"link_depth", "32"}})->info().link_depth == 32);
+          SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("libfabric:shm", {{"link_depth", "0"}}); }));
+          SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("libfabric:shm", {{"link_depth", "many"}}); }));
+          SIDE_CHECK(make_libfabric_nic("libfabric:shm", {{"link_depth", "32"}})->info().link_depth == 32);
           SIDE_CHECK(make_libfabric_nic("tcp", {})->info().name.starts_with("tcp://"));
         },
         [](const Wire&) {});
@@ -137,7 +137,7 @@ TEST_CASE("the probe says what was tried and found") {
     SIDE_CHECK(probe.attempts.size() == 1);
     SIDE_CHECK(!probe.attempts[0].found && !probe.attempts[0].error.empty());
     SIDE_CHECK(!probe.error.empty() && probe.providers.empty());
-    SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("shm", {}); }));
+    SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("libfabric:shm", {}); }));
     _exit(0);
   }
   set_libfabric_search({});

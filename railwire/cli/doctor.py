@@ -209,7 +209,7 @@ def _limits(report: Report) -> Table:
         (
             ("memlock", memlock, "RDMA NICs: they lock what is registered; not tcp and shm"),
             ("CMA (process_vm_readv)", f"{'works' if cma.works else cma.error} ({scope})", "shm: large writes"),
-            ("/dev/shm", f"{shared.total_bytes >> 20} MiB, {shared.free_bytes >> 20} MiB free", "shm: its queues"),
+            ("/dev/shm", f"{shared.total_bytes >> 20} MiB, {shared.free_bytes >> 20} MiB free", "libfabric:shm alone"),
             (
                 "huge pages",
                 f"transparent: {huge.transparent or 'none'}, reserved: {huge.reserved}",

@@ -141,4 +141,5 @@ def kind_of(nic: str) -> str:
     first, _, rest = nic.partition(":")
     if rest.startswith("verbs;"):
         return "verbs-ofi"  # does not understand the verbs NIC
-    return rest.partition(":")[0].partition(";")[0] if first == "libfabric" else first
+    kind = rest.partition(":")[0].partition(";")[0] if first == "libfabric" else first
+    return "libfabric-shm" if first == "libfabric" and kind == "shm" else kind

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from railwire.doctor.limits import shared_memory
 from railwire.doctor.report import Attempt, Libfabric, MissingProvider, Provider
 from railwire.topology.sysfs import PciDevice, RdmaDevice, entries
 
 AMAZON = 0x1D0F
 _EFA_DEVICES = range(0xEFA0, 0xEFB0)
-_SHM_NEEDS = 30 << 20  # libfabric 2.5 offers shm with 32 MiB and not with 24 (measured)
 _IRRELEVANT = ("net", "sockets", "udp")  # offered wherever tcp is, and worse
 
 
@@ -50,7 +48,7 @@ def _missing(
 ) -> list[MissingProvider]:
     kinds = {one["kind"] for one in probe["providers"]}
     found = []
-    for name in ("tcp", "shm", "efa"):
+    for name in ("tcp", "efa"):
         if name in kinds:
             continue
         if not probe["library"]:
@@ -60,11 +58,6 @@ def _missing(
             )
         elif name == "efa":
             why, remedy = _why_no_efa(root, rdma, pci)
-        elif name == "shm" and not (root / "dev/shm").is_dir():
-            why, remedy = "there is no /dev/shm", "mount a tmpfs there"
-        elif name == "shm" and (free := shared_memory(root / "dev/shm").free_bytes) < _SHM_NEEDS:
-            why = f"only {free >> 20} MiB of /dev/shm are free, and libfabric wants some 30"
-            remedy = "docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm"
         else:
             why, remedy = "this libfabric was built without it", "pip install 'railwire[libfabric]'"
         if probe["library"] and (chosen := environ.get("FI_PROVIDER")):

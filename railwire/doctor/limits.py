@@ -39,7 +39,7 @@ class CrossMemory:
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """/dev/shm."""
+    """/dev/shm, which libfabric:shm needs; our own shm NIC does not."""
 
     total_bytes: int
     free_bytes: int

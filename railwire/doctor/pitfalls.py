@@ -10,25 +10,9 @@ from railwire.doctor.limits import Limits
 from railwire.doctor.report import GpuFacts, Libfabric, Pairing, Pitfall
 from railwire.topology.sysfs import NetInterface, RdmaDevice, read_text
 
-_MIB = 1 << 20
-_GIB = 1 << 30
-SHM_PER_LINK = 13 * _MIB
-"""Of /dev/shm, at most, for every endpoint of the shm NIC (libfabric 2.5, measured)."""
-
 
 def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[Pitfall]:
     """Those of memory and permissions."""
-    shared = limits.shared_memory
-    if not shared.writable:
-        yield Pitfall("warning", "/dev/shm is missing or not writable: no shm NIC", "mount a tmpfs on /dev/shm")
-    elif shared.total_bytes < _GIB or shared.free_bytes < _GIB // 4:
-        yield Pitfall(
-            "warning",
-            f"/dev/shm has {shared.free_bytes // _MIB} of {shared.total_bytes // _MIB} MiB free, "
-            f"and every shm link takes up to {SHM_PER_LINK // _MIB} MiB: who finds none left may die of SIGBUS",
-            "docker run --shm-size=8g, or in Kubernetes an emptyDir of medium Memory; "
-            "on a host: mount -o remount,size=8g /dev/shm",
-        )
     cma = limits.cross_memory
     if not cma.works or (cma.ptrace_scope or 0) > 0:
         scope = f"kernel.yama.ptrace_scope is {cma.ptrace_scope}" if cma.ptrace_scope else f"it fails: {cma.error}"
@@ -37,8 +21,8 @@ def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[
             f"processes may not copy from each other's memory ({scope})"
             if not cma.works
             else f"{scope}: processes of other users or with fewer privileges may not copy from each other's memory",
-            "sysctl kernel.yama.ptrace_scope=0, or docker run --cap-add=SYS_PTRACE; until then shm copies large writes "
-            "twice, through its own buffers",
+            "sysctl kernel.yama.ptrace_scope=0, or docker run --cap-add=SYS_PTRACE; until then tcp carries what "
+            "shm would",
         )
     if limits.huge_pages.transparent in ("", "never"):
         yield Pitfall(
@@ -60,8 +44,7 @@ def library(libfabric: Libfabric) -> Iterator[Pitfall]:
     elif libfabric.version.startswith("1."):
         yield Pitfall(
             "warning",
-            f"libfabric {libfabric.version} is old: tcp has twice the latency of 2.x and naps instead of sleeping, "
-            "and shm is used only where it is named, since it can spin for ever after a peer was killed",
+            f"libfabric {libfabric.version} is old: tcp has twice the latency of 2.x and naps instead of sleeping",
             "pip install 'railwire[libfabric]' (2.x), or name a newer one in RAILWIRE_LIBFABRIC",
         )
 

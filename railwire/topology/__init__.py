@@ -92,8 +92,9 @@ def route_address(version: int) -> str | None:
 
 
 def ask_libraries() -> dict[str, Any]:
-    """What ``_native.libfabric_probe()`` says, and under ``"verbs"`` what ``_native.verbs_probe()`` does."""
-    return {**_native.libfabric_probe(), "verbs": _native.verbs_probe()}
+    """What ``_native.libfabric_probe()`` says, under ``"verbs"`` what ``_native.verbs_probe()`` does, and under
+    ``"shm"`` what ``_native.shm_probe()`` does."""
+    return {**_native.libfabric_probe(), "verbs": _native.verbs_probe(), "shm": _native.shm_probe()}
 
 
 @functools.cache

@@ -123,18 +123,8 @@ def spread(candidates: Sequence[Candidate], most: int = MAX_RDMA_NICS) -> list[C
 
 
 def offers_shm(probe: Mapping[str, Any]) -> bool:
-    """Whether shm is used without being named.
-
-    Not with libfabric before 2.0: its shm (seen in 1.17) spins for ever on a lock in shared memory that a killed peer
-    held.
-    """
-    return major_version(probe) >= 2 and any(provider["kind"] == "shm" for provider in probe["providers"])
-
-
-def major_version(probe: Mapping[str, Any]) -> int:
-    """Of the libfabric that was opened; 0 if there is none."""
-    major = str(probe["version"]).partition(".")[0]
-    return int(major) if major.isdigit() else 0
+    """Whether shm works on this machine."""
+    return not probe["shm"]
 
 
 def choose(rdma: Sequence[Candidate], probe: Mapping[str, Any], tcp_host: str) -> list[str]:

@@ -1,0 +1,238 @@
+// The classes behind host_nic.h. For the files of the shm NIC and their tests only.
+//
+//   HostNic ---- HostPeer (a NIC that we talk to: we have dialled it; our messages to it; its mapped regions)
+//     |  \           \---- HostLink (one half of a link to a NIC of that peer)
+//     |   \- Caller (a NIC that has dialled us: its messages; its packets for our links)
+//     \- RegionTable, listening socket, one epoll descriptor that is readable when anything of it needs a look
+//
+// Everything is guarded by one lock, which set-up calls hold for a moment only. System calls that may take time are
+// made outside of it.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "nic/host_copy.h"
+#include "nic/host_frames.h"
+#include "nic/host_memory.h"
+#include "nic/host_ring.h"
+#include "nic/host_socket.h"
+#include "nic/host_table.h"
+#include "nic/nic.h"
+
+namespace railwire {
+
+class HostLink;
+class HostNic;
+
+// A region of a peer's that is mapped here, or asked for.
+struct HostMapping {
+  SharedMemory memory;  // empty: asked for, or not to be had
+  uint64_t base = 0, length = 0;
+  std::byte* bytes = nullptr;  // where `base` is mapped
+};
+
+// What cannot be sent now: the receiver has not taken what came before.
+struct HostPacket {
+  HostFrame frame;
+  std::vector<UniqueFd> descriptors;
+};
+
+struct HostPeer {
+  HostToken name{};
+  pid_t pid = 0;
+  UniqueFd pidfd;  // tells the process' end; empty: it is our own
+  HostSocket socket;
+  SharedMemory message_memory;
+  RingProducer messages;
+  bool wants_room = false;  // send() found the ring full
+  bool dead = false;
+  uint32_t references = 0;  // of resolve() and of links
+  uint64_t event = 0;       // in the epoll set
+  std::deque<HostPacket> unsent;
+  std::vector<HostLink*> links;
+  std::unordered_map<uint64_t, HostMapping> mappings;  // by rkey
+
+  void mappings_changed(HostNic& nic, uint64_t rkey);  // this one is no more
+};
+
+struct Caller {
+  HostSocket socket;
+  HostToken name{};
+  bool introduced = false;  // its kHello has come
+  int64_t since_ns = 0;
+  SharedMemory message_memory;
+  RingConsumer messages;
+  bool ended = false;  // nothing follows after what is in the ring
+  uint64_t event = 0;
+};
+
+// Memory of our own that peers may map.
+struct SharedRegion {
+  UniqueFd fd;
+  uint64_t offset = 0, length = 0;
+  std::vector<HostLink*> holders;  // links whose peers were given it
+};
+
+class HostNic final : public Nic {
+ public:
+  explicit HostNic(const std::map<std::string, std::string>& options);
+  ~HostNic() override;
+
+  const NicInfo& info() const override { return info_; }
+  std::vector<std::byte> address() const override { return pack(own_address()); }
+  uint64_t resolve(std::span<const std::byte> address) override;
+  void forget(uint64_t peer) override;
+  bool send(uint64_t peer, std::span<const std::byte> message, void* context) override;
+  Registration register_memory(const MemorySpec& memory) override;
+  void deregister(Registration& registration) override;
+  std::unique_ptr<Link> create_link() override;
+  size_t poll(std::span<Completion> out) override;
+  int wait_fd() const override { return epoll_.get(); }
+  bool arm() override;
+  void disarm() override;
+  std::string describe(int32_t provider_error) const override;
+
+ private:
+  friend class HostLink;
+  friend struct HostPeer;
+
+  // host_nic.cpp
+  HostAddress own_address() const;
+  uint64_t watch(int fd);  // in the epoll set; returns the event's number
+  void unwatch(int fd);
+
+  // host_peer.cpp
+  std::shared_ptr<HostPeer> find_or_dial(const HostAddress& address);
+  std::shared_ptr<HostPeer> dial(const HostAddress& address) const;
+  void let_go(HostPeer& peer);
+  void peer_died(HostPeer& peer);
+  void ring(const HostPeer& peer) const;
+  void send_packet(HostPeer& peer, const HostFrame& frame, std::span<const int> descriptors = {});
+  void flush_unsent(HostPeer& peer);
+
+  // host_events.cpp: what the sockets say
+  void look_at_events();
+  void accept_callers();
+  void hear(uint64_t event, Caller& caller);
+  bool take_packet(Caller& caller, const HostFrame& frame, std::vector<UniqueFd>& descriptors);
+  bool introduce(Caller& caller, const HostFrame& frame, std::vector<UniqueFd>& descriptors);
+  void give_memory(HostLink& link, uint64_t rkey);
+  void map_memory(HostPeer& peer, const HostFrame& frame, int fd);
+  void hear_peer(HostPeer& peer);
+  void look_at_clock();
+  void drop_caller(uint64_t event);
+
+  // host_poll.cpp
+  size_t take_messages(std::span<Completion> out);
+  bool nothing_to_do();
+
+  NicInfo info_;
+  HostToken name_;
+  std::mutex mutex_;
+  RegionTable table_;
+  std::unordered_map<uint64_t, SharedRegion> shared_;  // by key
+  HostSocket listener_;
+  UniqueFd epoll_;
+  uint64_t next_event_ = 1;
+  uint64_t listener_event_ = 0;
+  bool listener_paused_ = false;
+  std::map<HostToken, std::shared_ptr<HostPeer>> peers_;
+  std::unordered_map<uint64_t, std::shared_ptr<HostPeer>> peer_events_;  // also those that are dead
+  std::unordered_map<uint64_t, std::unique_ptr<Caller>> callers_;        // by event
+  std::vector<Caller*> talking_;                                         // those with a ring
+  std::map<HostToken, HostLink*> links_by_token_;
+  std::vector<HostLink*> links_;  // that poll() looks at: not closed, or with WRs to hand back
+  size_t next_link_ = 0, next_caller_ = 0;
+  uint32_t polls_ = 0;
+  bool look_now_ = false;
+  int64_t next_clock_ns_ = 0;
+  size_t mapped_ = 0;  // HostMapping objects of all peers
+  std::vector<Completion> held_;
+  size_t next_held_ = 0;
+  std::vector<std::byte> arena_;  // messages that poll() handed out last
+  CmaList list_;                  // 32 KiB of scratch
+};
+
+class HostLink final : public Link {
+ public:
+  explicit HostLink(HostNic& nic);
+  ~HostLink() override;
+
+  std::vector<std::byte> address() const override;
+  void connect(std::span<const std::byte> remote_address) override;
+  size_t post(std::span<const WorkRequest> batch) override;
+  size_t outstanding() const override { return outstanding_; }
+  bool broken() const override { return broken_; }
+  void close() override;
+
+ private:
+  friend class HostNic;
+  friend struct HostPeer;
+
+  // How a WR's bytes travel.
+  enum class Way : uint8_t { kUnknown, kNone, kInline, kMapped, kCma };
+  struct Work {
+    WorkRequest request;
+    Way way = Way::kUnknown;
+    Status status = Status::kOk;
+    int32_t error = 0;
+    uint64_t copied = 0;      // bytes
+    uint64_t record = 0;      // kInline: where its record begins,
+    uint64_t wait_for = 0;    // and where it ends: done when the peer has consumed so far
+    std::byte* to = nullptr;  // kMapped
+  };
+
+  // host_link.cpp: set-up
+  void peer_says(const HostFrame& frame, std::vector<UniqueFd>& descriptors);  // a kLink packet
+  void up_if_ready();
+  void break_now(int32_t error);
+  void take_back(Status status, int32_t error);
+
+  // host_post.cpp: the WRs' way
+  Work& at(uint64_t number) { return works_[number & (works_.size() - 1)]; }
+  void grow();
+  bool has_to_copy() const { return next_ != end_; }
+  uint64_t advance(uint64_t budget);
+  void choose_way(Work& work);
+  bool start_inline(Work& work);
+  bool copy(uint64_t budget, uint64_t* copied);
+  uint64_t copy_mapped(Work& work, uint64_t budget);
+  bool copy_listed(uint64_t budget, uint64_t* copied);
+  std::byte* mapped_at(const WorkRequest& request, const RegionRange& range);
+  void forget_mapping() { last_rkey_ = 0; }
+  bool peer_lives();
+  void complete();
+  void publish();
+
+  // host_poll.cpp
+  size_t consume(std::span<Completion> out);
+
+  HostNic& nic_;
+  const HostToken token_;
+  HostToken remote_token_{};
+  std::shared_ptr<HostPeer> peer_;
+  SharedMemory out_memory_, in_memory_, table_memory_;
+  RingProducer out_;
+  RingConsumer in_;
+  RegionView remote_regions_;
+  int64_t up_by_ns_ = 0;  // when the other half must have come
+  bool connected_ = false, attached_ = false, up_ = false, broken_ = false, closed_ = false;
+  uint64_t last_rkey_ = 0;  // of the mapping used last
+  HostMapping* last_mapping_ = nullptr;
+  int64_t seen_alive_ns_ = 0;  // the peer's process
+  bool blocked_ = false;       // the ring had no room for the next WR
+  std::vector<Work> works_;
+  uint64_t first_ = 0, next_ = 0, end_ = 0;  // [first_, next_): started; [next_, end_): waiting
+  std::atomic<size_t> outstanding_{0};
+};
+
+int64_t host_clock_ns();
+
+}  // namespace railwire

@@ -1,0 +1,136 @@
+// Opening the shm NIC, its memory, and its name.
+#include "nic/host_nic.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "nic/host_internal.h"
+
+namespace railwire {
+namespace {
+
+constexpr size_t kArenaBytes = 256 << 10;
+
+// FNV-1a of the boot id: told apart, not kept secret.
+uint64_t kernel_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string text;
+  file >> text;
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash;
+}
+
+}  // namespace
+
+int64_t host_clock_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+HostToken random_token() {
+  HostToken token;
+  if (getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size())) {
+    throw NicError("shm: the kernel gives no random bytes");
+  }
+  return token;
+}
+
+std::string to_hex(const HostToken& token) {
+  std::string text;
+  for (const std::byte byte : token) {
+    text += "0123456789abcdef"[std::to_integer<int>(byte) >> 4];
+    text += "0123456789abcdef"[std::to_integer<int>(byte) & 15];
+  }
+  return text;
+}
+
+HostNic::HostNic(const std::map<std::string, std::string>&) : name_(random_token()), arena_(kArenaBytes) {
+  listener_ = HostSocket::listen("railwire-shm-" + to_hex(name_));
+  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_) throw NicError(std::string("shm: cannot make an epoll descriptor: ") + std::strerror(errno));
+  listener_event_ = watch(listener_.fd());
+  info_.name = "shm";
+  info_.kind = "shm";
+  info_.provider = "railwire shm " + std::to_string(kHostVersion);
+  info_.same_host_only = true;
+  info_.completion_proves_landing = true;
+  info_.closing_fences = false;  // the writer copies by itself
+  info_.max_write_bytes = 1ull << 40;
+  info_.link_depth = 1024;
+  info_.max_message_bytes = kLongestMessage;
+}
+
+HostNic::~HostNic() = default;
+
+HostAddress HostNic::own_address() const {
+  HostAddress address;
+  address.name = name_;
+  address.probe = reinterpret_cast<uintptr_t>(name_.data());
+  address.kernel = kernel_id();
+  address.pid = static_cast<uint64_t>(getpid());
+  return address;
+}
+
+uint64_t HostNic::watch(int fd) {
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = next_event_++}};
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    throw NicError(std::string("shm: cannot watch a descriptor: ") + std::strerror(errno));
+  }
+  return event.data.u64;
+}
+
+void HostNic::unwatch(int fd) {
+  epoll_event event{};
+  if (fd >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, &event);
+}
+
+// ---- memory ------------------------------------------------------------------------------------------------------
+Registration HostNic::register_memory(const MemorySpec& memory) {
+  if (memory.device >= 0) throw NicError("shm: reaches host memory only; GPU memory needs an RDMA NIC");
+  const uint64_t base = reinterpret_cast<uintptr_t>(memory.address);
+  std::lock_guard lock(mutex_);
+  const uint64_t key = table_.add({base, memory.length, memory.writable ? uint64_t{RegionSlot::kWritable} : 0});
+  return {.rkey = key, .remote_base = base};
+}
+
+void HostNic::deregister(Registration& registration) {
+  if (registration.rkey == 0) return;
+  // Whoever holds the lock may be landing a peer's short write.
+  std::lock_guard lock(mutex_);
+  table_.remove(registration.rkey);
+  if (const auto found = shared_.find(registration.rkey); found != shared_.end()) {
+    for (HostLink* link : found->second.holders) {
+      send_packet(*link->peer_, {.type = HostFrame::kGoneMemory, .to = link->remote_token_, .rkey = found->first});
+    }
+    shared_.erase(found);
+  }
+  registration = {};
+}
+
+std::string HostNic::describe(int32_t provider_error) const { return std::strerror(provider_error); }
+
+std::unique_ptr<Nic> make_host_nic(const std::map<std::string, std::string>& options) {
+  return std::make_unique<HostNic>(options);
+}
+
+std::string why_no_host_nic() {
+  try {
+    HostNic nic({});
+    nic.forget(nic.resolve(nic.address()));
+    return "";
+  } catch (const NicError& error) {
+    return error.what();
+  }
+}
+
+}  // namespace railwire
