@@ -110,6 +110,30 @@ def stream_handle(stream: Any, device: str) -> tuple[int, int]:
     return int(ordinal), handle
 
 
+def mark(after: Any, device: str) -> _native.StreamWord | None:
+    """What ``after=`` of a transfer means: a word that is raised when the stream, or event, has come so far.
+
+    Raises:
+        TypeError: neither a stream nor an event.
+        ValueError: an event that nobody has recorded.
+        ConfigurationError: the driver refuses; its words are in the message.
+    """
+    if after is None:
+        return None
+    is_event = hasattr(after, "cuda_event") or type(after).__name__ == "Event"
+    try:
+        if not is_event:
+            return _native.mark_stream(*stream_handle(after, device))
+        handle = int(after.cuda_event if hasattr(after, "cuda_event") else after.ptr)
+        if handle == 0:
+            raise ValueError("the event has not been recorded")
+        of = getattr(after, "device", None)
+        ordinal = of.index if of is not None else int(device.partition(":")[2] or 0)
+        return _native.mark_event(ordinal, handle)
+    except _native.CudaError as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def let_stream_wait(operation: _native.Operation, stream: Any, device: str) -> None:
     """Implements ``future.on(stream)``."""
     ordinal, handle = stream_handle(stream, device)

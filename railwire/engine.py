@@ -217,8 +217,13 @@ class TransferEngine:
         return self.register(cuda.GpuMemory(nbytes, ordinal))
 
     # ---- one-sided ---------------------------------------------------------------------------------------------------
-    def write(self, src: Source, dst: RemoteRegion, imm: int | None = None) -> Transfer:
+    def write(self, src: Source, dst: RemoteRegion, imm: int | None = None, *, after: Any = None) -> Transfer:
         """Writes ``src`` to ``dst``; with ``imm``, the receiver's counter gets one arrival.
+
+        Args:
+            after: a CUDA stream (torch, CuPy, anything with ``__cuda_stream__``, or a handle) or a recorded event: the
+                source is read when the stream has done what it has been given so far, and no thread waits for it.
+                :meth:`read`, :meth:`write_pages`, :meth:`scatter` and :meth:`barrier` have it, too.
 
         Raises:
             ValueError: different lengths.
@@ -231,17 +236,20 @@ class TransferEngine:
         return self._transfer(
             _native.write,
             src.region._native, src.start, peer._native, dst.keys, dst.start, src.nbytes, _imm(imm),
+            cuda.mark(after, self.device),
         )  # fmt: skip
 
-    def read(self, src: RemoteRegion, dst: Source) -> Transfer:
+    def read(self, src: RemoteRegion, dst: Source, *, after: Any = None) -> Transfer:
         """Reads ``src`` of a peer into local memory. Raises as :meth:`write` does."""
         self._check_local(dst.region)
         if src.nbytes != dst.nbytes:
             raise ValueError(f"source has {src.nbytes} bytes, destination {dst.nbytes}")
         peer = self._owner(src)
         return self._transfer(
-            _native.read, dst.region._native, dst.start, peer._native, src.keys, src.start, dst.nbytes
-        )
+            _native.read,
+            dst.region._native, dst.start, peer._native, src.keys, src.start, dst.nbytes,
+            cuda.mark(after, self.device),
+        )  # fmt: skip
 
     def write_pages(
         self,
@@ -251,6 +259,8 @@ class TransferEngine:
         dst_pages: Pages,
         page_bytes: int,
         imm: int | None = None,
+        *,
+        after: Any = None,
     ) -> Transfer:
         """Writes page ``src_pages[i]`` of ``src`` to page ``dst_pages[i]`` of ``dst``, for all i, in one call.
 
@@ -272,10 +282,17 @@ class TransferEngine:
             src.region._native, src_pages.indices, src_pages.layout(src.start),
             peer._native, dst.keys, dst_pages.indices, dst_pages.layout(dst.start),
             src.start + src.nbytes, dst.start + dst.nbytes, page_bytes, _imm(imm),
+            cuda.mark(after, self.device),
         )  # fmt: skip
 
     def scatter(
-        self, group: PeerGroup, src: Source, targets: Sequence[ScatterTarget], imm: int | None = None
+        self,
+        group: PeerGroup,
+        src: Source,
+        targets: Sequence[ScatterTarget],
+        imm: int | None = None,
+        *,
+        after: Any = None,
     ) -> Transfer:
         """Writes slices of ``src`` to many peers at once. Each target is one arrival at its peer's counter ``imm``.
 
@@ -297,11 +314,12 @@ class TransferEngine:
                 )
             dst = target.dst
             native.append((index, dst.keys, src.start + target.src_offset, dst.start, dst.nbytes))
-        return self._transfer(_native.scatter, src.region._native, group._natives, native, _imm(imm))
+        gate = cuda.mark(after, self.device)
+        return self._transfer(_native.scatter, src.region._native, group._natives, native, _imm(imm), gate)
 
-    def barrier(self, group: PeerGroup, imm: int) -> Transfer:
+    def barrier(self, group: PeerGroup, imm: int, *, after: Any = None) -> Transfer:
         """One arrival at counter ``imm`` of every peer of the group, and nothing else."""
-        return self._transfer(_native.barrier, group._natives, _imm(imm))
+        return self._transfer(_native.barrier, group._natives, _imm(imm), cuda.mark(after, self.device))
 
     # ---- counters ----------------------------------------------------------------------------------------------------
     def new_imm(self) -> int:
@@ -309,6 +327,15 @@ class TransferEngine:
         with self._lock:
             self._next_imm = self._next_imm % MAX_IMM + 1
             return self._next_imm
+
+    def new_imms(self, count: int) -> int:
+        """The first of ``count`` consecutive immediates that new_imm() has not given out before."""
+        if not 1 <= count <= MAX_IMM:
+            raise ValueError(f"between 1 and {MAX_IMM} immediates, not {count}")
+        with self._lock:
+            first = self._next_imm + 1 if self._next_imm + count <= MAX_IMM else 1
+            self._next_imm = first + count - 1
+            return first
 
     def counter(self, imm: int) -> Counter:
         """The counter of an immediate, 0 to 4194303, chosen by the user or by :meth:`new_imm`."""

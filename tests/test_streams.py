@@ -12,7 +12,7 @@ from beds import fake_cuda_environment
 SCRIPT = """
 import ctypes, os, sys, time
 import numpy as np
-from railwire import TransferEngine, ConfigurationError
+from railwire import RailwireError, TransferCancelled, TransferEngine, WriterFailed
 from railwire.testing import SimulatedFabric
 
 driver = ctypes.CDLL(os.environ["RAILWIRE_LIBCUDA"])
@@ -31,6 +31,13 @@ def settle(condition):
     while not condition() and time.monotonic() < end:
         time.sleep(0.001)
     return condition()
+
+never = np.zeros(1, np.uint64)
+
+def stuck():
+    handle = stream()
+    driver.cuStreamWaitValue64_v2(ctypes.c_void_p(handle), ctypes.c_uint64(never.ctypes.data), ctypes.c_uint64(1), 0)
+    return handle
 
 class TorchStream:
     def __init__(self):
@@ -56,10 +63,44 @@ with SimulatedFabric() as fabric:
     assert settle(lambda: idle(failing)), "failed"
     assert expectation.exception() is not None
 
+    # after=: nothing is read before the stream has come so far.
+    gate, before = stream(), b.counter(8)
+    word = np.zeros(64, np.uint64)  # what a kernel in front of it would wait for
+    driver.cuStreamWaitValue64_v2(ctypes.c_void_p(gate), ctypes.c_uint64(word.ctypes.data), ctypes.c_uint64(1), 0)
+    a.device = "cuda:0"
+    held = a.write(source, region.descriptor, imm=8, after=gate)
+    arrived = before.expect(1)
+    cancelled = a.write(source, region.descriptor, imm=9, after=gate)
+    told = b.counter(9).expect(1)
+    time.sleep(0.05)
+    assert not held.done() and not arrived.done()
+    cancelled.cancel()
+    try:
+        cancelled.wait(10)
+    except TransferCancelled:
+        pass
+    assert cancelled.state == "cancelled"
+    try:
+        told.wait(10)
+    except WriterFailed:
+        pass
+    assert told.state == "failed"
+    source.array[:] = 7  # the stream's own kernels may still write it
+    word[0] = 1
+    held.wait(10), arrived.wait(10)
+    assert (region.array == 7).all()
+    assert a.stats()["transfers"]["active"] == 0, a.stats()["transfers"]
+
+    lost = a.write(source, region.descriptor, imm=10, after=stuck())
     closing = stream()
     expectation = b.counter(7).expect(1).on(closing)
     b.close()
     assert settle(lambda: idle(closing)), "closed"
+    try:
+        lost.wait(10)  # its peer has gone: it does not wait for the stream
+    except RailwireError:
+        pass
+    assert lost.state == "failed"
     a.close()
     for wrong, error in ((object(), TypeError), (True, TypeError)):
         try:
@@ -68,7 +109,8 @@ with SimulatedFabric() as fabric:
             pass
         else:
             raise AssertionError(wrong)
-print("ok")
+print("ok", flush=True)
+os._exit(0)  # two of the driver's streams stand for good
 """
 
 

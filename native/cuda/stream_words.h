@@ -18,7 +18,7 @@ namespace railwire::cuda {
 class StreamWords;
 
 // One use of one word: `reached()` once somebody has raised it to this use's value.
-class StreamWord {
+class StreamWord : public std::enable_shared_from_this<StreamWord> {
  public:
   ~StreamWord();
   StreamWord(const StreamWord&) = delete;

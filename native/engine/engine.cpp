@@ -267,6 +267,7 @@ void Engine::close(int64_t timeout_ns) {
       const auto lock = lock_driver();
       peers = peers_;
       transfers.assign(active_.begin(), active_.end());
+      transfers.insert(transfers.end(), held_.begin(), held_.end());
       counters_.fail_all(reason);  // first: it is we who end, not the writers
     }
     for (const auto& transfer : transfers) transfer->cancel();
@@ -287,6 +288,7 @@ void Engine::close(int64_t timeout_ns) {
   take_commands();
   const auto peers = peers_;
   for (const auto& peer : peers) peer_ended(*peer, PeerState::kClosed, reason);
+  let_in();  // what no peer is left for fails now
   // Closing the links has brought every WR back; hand the last ones to their transfers.
   const int64_t last = now_ns() + 1'000'000'000;
   while (!active_.empty() && now_ns() < last) poll_nics();

@@ -166,6 +166,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void tell_sleeper();
   void release_retired();
 
+  // gates.cpp: transfers that wait for a CUDA stream
+  bool hold(std::shared_ptr<Transfer>& transfer);
+  bool let_in();
+
   // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
   bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
@@ -288,8 +292,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- guarded by drive_ -------------------------------------------------------------------------------------------
   Counters counters_;
   Members<std::shared_ptr<Transfer>> active_;
-  std::vector<Peer*> touched_;                // by what has just been started: they have lanes that can be posted
-  std::vector<std::shared_ptr<Peer>> peers_;  // not ended, or with links not yet released
+  std::vector<std::shared_ptr<Transfer>> held_;  // wait for CUDA streams
+  std::vector<Peer*> touched_;                   // by what has just been started: they have lanes that can be posted
+  std::vector<std::shared_ptr<Peer>> peers_;     // not ended, or with links not yet released
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
   std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
   std::vector<std::shared_ptr<RevokeOperation>> revokes_;

@@ -35,6 +35,10 @@ bool Engine::touches_revoked(const Lane& lane) {
 }
 
 void Engine::start_transfer(std::shared_ptr<Transfer> self) {
+  if (self->after) {
+    if (hold(self)) return;
+    self->after.reset();
+  }
   Transfer& transfer = *self;
   transfer.lanes_left = transfer.lanes.size() + 1;
   for (Lane& lane : transfer.lanes) {
@@ -47,7 +51,7 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
       share.link = peer.links[index++].get();
     }
     // The doorbell first: what has to be written down besides has all the time that the wire takes.
-    const bool posted = post_at_once(lane);
+    const bool posted = !transfer.cancelled && post_at_once(lane);
     if (self) active_.insert(std::move(self));
     peer.lanes.insert(&lane);
     if (posted) {
@@ -61,7 +65,9 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
                             : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is being closed"});
       continue;
     }
-    if (touches_revoked(lane)) {
+    if (transfer.cancelled) {
+      stop_lane(lane, {Reason::kCancelled, peer.id, "", "the transfer was cancelled"});
+    } else if (touches_revoked(lane)) {
       stop_lane(lane, {Reason::kRevoked, peer.id, "",
                        "peer " + peer.name + " has revoked the region; ask it for a new descriptor"});
     } else if (lane.source->exhausted()) {
@@ -77,6 +83,7 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
 
 void Engine::stop_transfer(Transfer& transfer) {
   transfer.cancelled = true;
+  if (transfer.after && let_in()) return;  // it had not begun: it has ended now
   const auto self = transfer.shared_from_this();
   for (Lane& lane : transfer.lanes) {
     if (lane.phase != Lane::Phase::kFinished) {

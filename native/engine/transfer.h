@@ -140,6 +140,8 @@ class Transfer final : public Operation {
   std::unique_ptr<Failure> first_failure;  // of its lanes; null: none has failed
   bool any_may_still_land = false;
   bool cancelled = false;
+  // It starts when a CUDA stream has come so far (gates.cpp); null: at once.
+  std::shared_ptr<const cuda::StreamWord> after;
 };
 
 }  // namespace railwire

@@ -154,10 +154,12 @@ bool Engine::take_commands() {
 
 bool Engine::drive(int64_t now, const Operation* waited_for) {
   bool busy = take_commands();
+  if (!held_.empty()) busy |= let_in();
   const Polled polled = poll_nics();
   // Arrivals alone leave nothing to be done for any peer. But who finds what he waits for at once, again and again, may
   // be all that drives: what is due by the clock is due for him, too.
-  const bool nothing_due = !any_due_ && active_.empty() && watchers_.empty() && now < next_tick_ && now < next_look_;
+  const bool nothing_due =
+      !any_due_ && active_.empty() && watchers_.empty() && held_.empty() && now < next_tick_ && now < next_look_;
   if (!busy && nothing_due && polled.only_arrivals && waited_for && waited_for->done()) return true;
   busy |= polled.any;
   touched_.clear();  // all are served
@@ -185,7 +187,7 @@ bool Engine::drive(int64_t now, const Operation* waited_for) {
 }
 
 bool Engine::has_work() const {
-  if (!active_.empty() || counters_.pending() || !watchers_.empty() || !revokes_.empty()) return true;
+  if (!active_.empty() || !held_.empty() || counters_.pending() || !watchers_.empty() || !revokes_.empty()) return true;
   return std::any_of(peers_.begin(), peers_.end(),
                      [](const auto& peer) { return !peer->unacked.empty() || !peer->closers.empty(); });
 }
@@ -197,6 +199,7 @@ int64_t Engine::next_deadline(int64_t now) const {
       if (!link->want_flush.empty() && !link->flushing) deadline = std::min(deadline, link->flush_due);
     }
   }
+  if (!held_.empty()) deadline = std::min(deadline, now + kWatcherFast);
   if (!watchers_.empty()) {
     const bool fast = now - watcher_activity_ns_ < kWatcherFastFor;
     deadline = std::min(deadline, now + (fast ? kWatcherFast : kWatcherSlow));

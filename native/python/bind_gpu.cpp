@@ -1,5 +1,6 @@
 // What Python asks of the CUDA driver: whose memory an address is, and words on which streams and operations meet.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <string>
@@ -37,6 +38,21 @@ void bind_gpu(nb::module_& m) {
           },
           "bytes"_a, "ordinal"_a)
       .def_prop_ro("address", &cuda::SharableMemory::address);
+  nb::class_<cuda::StreamWord>(m, "StreamWord", "Raised when a CUDA stream has come so far.")
+      .def_prop_ro("reached", &cuda::StreamWord::reached);
+  m.def(
+      "mark_stream",
+      [](int ordinal, uintptr_t stream) {
+        return cuda::StreamWords::of(ordinal)->mark_in(reinterpret_cast<cuda::Stream>(stream));
+      },
+      "ordinal"_a, "stream"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Reached when the stream has done what it has been given before this.");
+  m.def(
+      "mark_event",
+      [](int ordinal, uintptr_t event) {
+        return cuda::StreamWords::of(ordinal)->mark_after(reinterpret_cast<cuda::Event>(event));
+      },
+      "ordinal"_a, "event"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "let_stream_wait",
       [](Operation& operation, int ordinal, uintptr_t stream) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/stream_words.h"
 #include "engine/clock.h"
 #include "python/bindings.h"
 
@@ -23,6 +24,7 @@ using namespace nb::literals;
 namespace railwire {
 namespace {
 
+using After = std::shared_ptr<cuda::StreamWord>;  // null: at once
 using Indices = nb::ndarray<nb::ndim<1>, nb::device::cpu>;
 __extension__ using u128 = unsigned __int128;
 
@@ -143,15 +145,16 @@ std::shared_ptr<T> submit(EngineHandle& self, std::shared_ptr<T> operation) {
   return operation;
 }
 
-std::shared_ptr<Transfer> new_transfer(EngineHandle& self, Transfer::Kind kind, int64_t imm) {
+std::shared_ptr<Transfer> new_transfer(EngineHandle& self, Transfer::Kind kind, int64_t imm, After after) {
   auto transfer = std::make_shared<Transfer>(self.engine, kind, imm);
+  transfer->after = std::move(after);
   transfer->submitted_ns = self.engine->submission_time();
   return transfer;
 }
 
 std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Region> region, uint64_t local_offset,
                                std::shared_ptr<Peer> peer, std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset,
-                               uint64_t length, int64_t imm) {
+                               uint64_t length, int64_t imm, After after) {
   check_open(*region);
   if (read && !region->memory.writable) {
     throw nb::value_error("the destination of this read is registered readable_only");
@@ -160,7 +163,7 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
   check_range(read ? "destination" : "source", local_offset, length, region->memory.length);
   check_range(read ? "source" : "destination", remote_offset, length, remote->length);
   check_keys(*peer, *remote, !read);
-  auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm);
+  auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm, std::move(after));
   Piece piece{local_offset, std::move(remote), remote_offset, length};
   const SplitLimits& limits = peer->limits;
   transfer->add_lane<PieceSource>(std::move(peer), std::move(region), std::move(piece), read, imm, limits);
@@ -174,7 +177,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                                       std::shared_ptr<Peer> peer, std::shared_ptr<RemoteKeys> remote,
                                       const Indices& dst_indices,
                                       std::tuple<uint64_t, uint64_t, uint64_t, uint64_t> dst, uint64_t local_size,
-                                      uint64_t remote_size, uint64_t page_bytes, int64_t imm) {
+                                      uint64_t remote_size, uint64_t page_bytes, int64_t imm, After after) {
   check_open(*region);
   check_immediate(imm);
   check_keys(*peer, *remote, true);
@@ -183,7 +186,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                            std::to_string(dst_indices.shape(0)) + " destination pages")
                               .c_str());
   }
-  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
+  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
   const auto& [src_offset, src_stride, src_runs, src_run_stride] = src;
   const auto& [dst_offset, dst_stride, dst_runs, dst_run_stride] = dst;
   auto from = page_side("source pages", src_indices, src_offset, src_stride, src_runs, src_run_stride, page_bytes,
@@ -201,7 +204,7 @@ using Target = std::tuple<size_t, std::shared_ptr<RemoteKeys>, uint64_t, uint64_
 // targets: (index into peers, keys, local offset, remote offset, length)
 std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> region,
                                   const std::vector<std::shared_ptr<Peer>>& peers, const std::vector<Target>& targets,
-                                  int64_t imm) {
+                                  int64_t imm, After after) {
   check_open(*region);
   check_immediate(imm);
   std::vector<std::vector<Piece>> pieces(peers.size());
@@ -212,7 +215,7 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
     check_keys(*peers[index], *remote, true);
     pieces[index].push_back({local_offset, remote, remote_offset, length});
   }
-  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
+  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
   for (size_t i = 0; i < peers.size(); ++i) {
     if (pieces[i].empty()) continue;
     transfer->add_lane<PieceSource>(peers[i], region, std::move(pieces[i]), false, imm, peers[i]->limits);
@@ -220,10 +223,11 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
   return submit(self, std::move(transfer));
 }
 
-std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::shared_ptr<Peer>>& peers, int64_t imm) {
+std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::shared_ptr<Peer>>& peers, int64_t imm,
+                                  After after) {
   check_immediate(imm);
   if (imm < 0) throw nb::value_error("a barrier needs an immediate");
-  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm);
+  auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
   for (const auto& peer : peers) {
     transfer->add_lane<PieceSource>(peer, nullptr, Piece{}, false, imm, peer->limits);
   }
@@ -242,24 +246,26 @@ void bind_submissions(nb::module_& m) {
   m.def(
       "write",
       [](EngineHandle& self, std::shared_ptr<Region> region, uint64_t local_offset, std::shared_ptr<Peer> peer,
-         std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset, uint64_t length, int64_t imm) {
+         std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset, uint64_t length, int64_t imm, After after) {
         return copy(self, false, std::move(region), local_offset, std::move(peer), std::move(remote), remote_offset,
-                    length, imm);
+                    length, imm, std::move(after));
       },
-      "engine"_a, "region"_a, "local_offset"_a, "peer"_a, "remote"_a, "remote_offset"_a, "length"_a, "imm"_a);
+      "engine"_a, "region"_a, "local_offset"_a, "peer"_a, "remote"_a, "remote_offset"_a, "length"_a, "imm"_a,
+      "after"_a = nb::none());
   m.def(
       "read",
       [](EngineHandle& self, std::shared_ptr<Region> region, uint64_t local_offset, std::shared_ptr<Peer> peer,
-         std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset, uint64_t length) {
+         std::shared_ptr<RemoteKeys> remote, uint64_t remote_offset, uint64_t length, After after) {
         return copy(self, true, std::move(region), local_offset, std::move(peer), std::move(remote), remote_offset,
-                    length, -1);
+                    length, -1, std::move(after));
       },
-      "engine"_a, "region"_a, "local_offset"_a, "peer"_a, "remote"_a, "remote_offset"_a, "length"_a);
+      "engine"_a, "region"_a, "local_offset"_a, "peer"_a, "remote"_a, "remote_offset"_a, "length"_a,
+      "after"_a = nb::none());
   m.def("write_pages", &write_pages, "engine"_a, "region"_a, "src_indices"_a, "src"_a, "peer"_a, "remote"_a,
-        "dst_indices"_a, "dst"_a, "local_size"_a, "remote_size"_a, "page_bytes"_a, "imm"_a,
+        "dst_indices"_a, "dst"_a, "local_size"_a, "remote_size"_a, "page_bytes"_a, "imm"_a, "after"_a = nb::none(),
         "src and dst: (offset, stride, runs, run_stride) in bytes from the region's begin.");
-  m.def("scatter", &scatter, "engine"_a, "region"_a, "peers"_a, "targets"_a, "imm"_a);
-  m.def("barrier", &barrier, "engine"_a, "peers"_a, "imm"_a);
+  m.def("scatter", &scatter, "engine"_a, "region"_a, "peers"_a, "targets"_a, "imm"_a, "after"_a = nb::none());
+  m.def("barrier", &barrier, "engine"_a, "peers"_a, "imm"_a, "after"_a = nb::none());
   m.def(
       "expect",
       [](EngineHandle& self, uint32_t id, uint64_t units, std::vector<uint64_t> peers, double seconds) {

@@ -1,0 +1,28 @@
+"""Mixture-of-experts dispatch and combine between the ranks of an expert-parallel group.
+
+config, geometry, rows    what is where
+protocol, membership, tuning    pure machines: what happens next
+kernels/                  packing, unpacking, reducing: torch and triton
+wires, group              the shells: an engine's memory and immediates; :class:`ExpertGroup`
+reference                 the same in one process, plainly: what everything is compared with
+"""
+
+from railwire.moe.config import MoeConfig
+from railwire.moe.errors import MaskedOutError, MoeError, PhaseError, RankLostError
+from railwire.moe.geometry import Geometry
+from railwire.moe.group import Dispatched, ExpertGroup
+from railwire.moe.rendezvous import Exchange, GroupExchange, StoreExchange
+
+__all__ = [
+    "Dispatched",
+    "Exchange",
+    "ExpertGroup",
+    "Geometry",
+    "GroupExchange",
+    "MaskedOutError",
+    "MoeConfig",
+    "MoeError",
+    "PhaseError",
+    "RankLostError",
+    "StoreExchange",
+]
