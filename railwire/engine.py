@@ -481,6 +481,8 @@ class TransferEngine:
         self._check_open()
         try:
             return Transfer(self, function(self._native, *args))
+        except _native.BadKeysError as error:
+            raise DescriptorError(str(error)) from error
         except _native.NativeError as error:
             raise ClosedError(str(error)) from error
 

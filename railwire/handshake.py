@@ -326,15 +326,14 @@ class Connector:
     def _halves(self, peer: _native.Peer, pairs: list[Pair]) -> tuple[wire.LinkHalf, ...]:
         halves = self._native.link_halves(peer)
         return tuple(
-            wire.LinkHalf(own, other, address, pad, rkey)
-            for (own, other), (address, pad, rkey) in zip(pairs, halves, strict=True)
+            wire.LinkHalf(own, other, address, pad) for (own, other), (address, pad) in zip(pairs, halves, strict=True)
         )
 
     def _activate(self, peer: _native.Peer, links: tuple[wire.LinkHalf, ...], source: wire.Address) -> None:
         same_host = source.host == self._address.host
         self._native.activate_peer(
             peer,
-            [(half.address, half.pad_address, half.pad_rkey) for half in links],
+            [(half.address, half.pad) for half in links],
             source.pid if same_host else 0,
             source.pid_start if same_host else 0,
         )

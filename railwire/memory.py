@@ -140,7 +140,7 @@ class MemoryRegion:
                     self.nbytes,
                     0,
                     self.nbytes,
-                    tuple((base, rkey) for base, rkey in keys),
+                    tuple(keys),
                     self.readable_only,
                 )
             )

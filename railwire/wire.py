@@ -12,13 +12,14 @@ import msgspec
 
 from railwire.errors import DescriptorError
 
-VERSION = 1
+VERSION = 2
 
 Incarnation = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 NicIndex = Annotated[int, msgspec.Meta(ge=0, lt=64)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Blob = Annotated[bytes, msgspec.Meta(max_length=1024)]
+Key = Annotated[bytes, msgspec.Meta(max_length=256)]  # a NIC's, opaque; empty where the memory is not registered
 
 
 class NicAddress(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -50,18 +51,17 @@ class Descriptor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     region_nbytes: U64
     start: U64
     nbytes: U64
-    keys: Annotated[tuple[tuple[U64, U64], ...], msgspec.Meta(min_length=1, max_length=64)]
+    keys: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=64)]
     readable_only: bool = False
 
 
 class LinkHalf(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """One side's half of a link: the local and remote NIC as its owner counts them, and where to write."""
+    """One side's half of a link: the local and remote NIC as its owner counts them, and its landing pad's key."""
 
     own_nic: NicIndex
     other_nic: NicIndex
     address: Blob
-    pad_address: U64
-    pad_rkey: U64
+    pad: Key
 
 
 Links = Annotated[tuple[LinkHalf, ...], msgspec.Meta(min_length=1, max_length=64)]
@@ -145,7 +145,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
         raise DescriptorError(f"region descriptor of version {descriptor.version}; this Railwire speaks {VERSION}")
     if descriptor.start + descriptor.nbytes > descriptor.region_nbytes:
         raise DescriptorError("region descriptor whose slice lies outside its region")
-    if max(descriptor.region, descriptor.region_nbytes, *(v for key in descriptor.keys for v in key)) >= 1 << 64:
+    if max(descriptor.region, descriptor.region_nbytes) >= 1 << 64:
         raise DescriptorError("region descriptor with a value beyond 64 bits")
     return descriptor
 

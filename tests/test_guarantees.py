@@ -343,7 +343,7 @@ def test_9_secrets(world: World) -> None:
 def test_9_a_wrong_key_reaches_nothing(world: World) -> None:
     world.pair()
     message = world.remote._message
-    keys = tuple((base, rkey ^ 1) for base, rkey in message.keys)
+    keys = tuple(blob[:8] + bytes([blob[8] ^ 1]) + blob[9:] for blob in message.keys)  # of the rkey
     forged = RemoteRegion(
         type(message)(
             message.version, message.incarnation, message.region, message.region_nbytes, 0, message.region_nbytes, keys

@@ -117,13 +117,14 @@ struct Bed {
       connect(2 + i, *others.back());
     }
     region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
-    keys = std::make_shared<RemoteKeys>(1, memory.size(), std::vector<RemoteKeys::Key>{{0x10000, 7}});
+    RemoteKeys told(1, memory.size(), {plain_blob(0x10000, 7)});
+    keys = engine->reach(peer, told);
   }
   ~Bed() { engine->close(0); }
   std::shared_ptr<Peer> connect(uint64_t connection, const Link& half) {
     auto connected = engine->create_peer(connection, true, "far", {{0, 0, far->address()}});
     engine->link_halves(*connected);
-    engine->activate_peer(*connected, {{half.address(), 0x1000, 7}}, 0, 0);
+    engine->activate_peer(*connected, {{half.address(), plain_blob(0x1000, 7)}}, 0, 0);
     return connected;
   }
   template <class Source, class... Args>
@@ -150,7 +151,7 @@ struct Bed {
   std::shared_ptr<Engine> engine;
   std::shared_ptr<Peer> peer;
   std::shared_ptr<Region> region;
-  std::shared_ptr<const RemoteKeys> keys;
+  std::shared_ptr<const RemoteAccess> keys;
 };
 
 void writes(size_t count) {

@@ -83,9 +83,10 @@ struct Bare : Wire {
       : Wire(fd), first(first), memory(bytes), nic(make_verbs_nic("verbs:" + device, {})), link(nic->create_link()) {
     own = nic->register_memory({.address = memory.begin, .length = memory.size});
     put(link->address());
-    put_value(own.remote_base), put_value(own.rkey);
+    put(own.blob);
     link->connect(get());
-    remote = get_value(), rkey = get_value();
+    const RemoteMemory theirs = nic->import_memory(get());
+    remote = theirs.base, rkey = theirs.rkey;
     put_value(1);
     get_value();
   }
@@ -138,11 +139,11 @@ struct Side : Wire {
     const auto half = engine->link_halves(*peer).front();
     const auto own = engine->region_keys(*region, &region_id).front();
     put(half.address);
-    put_value(half.pad_address), put_value(half.pad_rkey), put_value(own.remote_base), put_value(own.rkey);
-    const auto other = get();
-    const uint64_t pad = get_value(), pad_key = get_value(), base = get_value(), key = get_value();
-    remote = std::make_shared<RemoteKeys>(1, bytes, std::vector<RemoteKeys::Key>{{base, key}});
-    engine->activate_peer(*peer, {{other, pad, pad_key}}, 0, 0);
+    put(half.pad), put(own);
+    const auto other = get(), pad = get(), key = get();
+    engine->activate_peer(*peer, {{other, pad}}, 0, 0);
+    RemoteKeys told(1, bytes, {key});
+    remote = engine->reach(peer, told);
     put_value(1);  // neither writes before both can take it
     get_value();
   }
@@ -190,7 +191,7 @@ struct Side : Wire {
   std::shared_ptr<Engine> engine;
   std::shared_ptr<Region> region;
   std::shared_ptr<Peer> peer;
-  std::shared_ptr<const RemoteKeys> remote;
+  std::shared_ptr<const RemoteAccess> remote;
   uint64_t region_id = 0;
 };
 

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "engine/clock.h"
+#include "engine/control_addresses.h"
 #include "engine/counters.h"
 #include "engine/doorbell.h"
 #include "engine/driver_lock.h"
@@ -26,6 +28,7 @@
 #include "engine/memory.h"
 #include "engine/mpsc.h"
 #include "engine/peer.h"
+#include "engine/setup_thread.h"
 #include "engine/transfer.h"
 #include "engine/watcher.h"
 #include "nic/nic.h"
@@ -43,6 +46,12 @@ struct EngineOptions {
 
 uint64_t random_u64();  // from the kernel: keys that nobody guesses
 
+// A peer's descriptor that does not lead to memory: malformed, stale, or of another engine.
+class BadKeys : public NicError {
+ public:
+  using NicError::NicError;
+};
+
 // region.revoke(): ends when no peer can write to the region under its old key any more.
 class RevokeOperation final : public Operation {
  public:
@@ -56,7 +65,11 @@ class RevokeOperation final : public Operation {
   const int64_t timeout_ns;
   int64_t deadline_ns = 0;
   uint64_t request = 0;
-  std::unordered_set<uint64_t> waiting_for;     // peer ids
+  std::unordered_set<uint64_t> waiting_for;                                   // peer ids
+  enum class Step : uint8_t { kAsking, kNics, kReady } step = Step::kAsking;  // kNics: the set-up thread works for it
+  std::vector<Registration> fresh;
+  uint64_t fresh_id = 0;
+  std::string problem;
   std::vector<std::shared_ptr<Peer>> unfenced;  // that are gone without a fence
 };
 
@@ -75,22 +88,26 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const EngineOptions& options() const { return options_; }
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
-  // ---- any thread; these take the driver's lock --------------------------------------------------------------------
+  // ---- any thread; these may block as the NICs' set-up calls do, and throw NicError
+  // ----------------------------------
   std::shared_ptr<Region> register_memory(MemorySpec memory, uint64_t owner);
-  // Keys as a peer needs them, by NIC.
-  std::vector<Registration> region_keys(const Region& region, uint64_t* id);
+  // A peer's region over this connection: imported at first use. Throws BadKeys.
+  std::shared_ptr<const RemoteAccess> reach(const std::shared_ptr<Peer>& peer, RemoteKeys& keys);
   std::shared_ptr<Peer> create_peer(uint64_t connection, bool initiator, std::string name,
                                     const std::vector<LinkPlan>& plan);
   struct LinkHalf {
     std::vector<std::byte> address;
-    uint64_t pad_address = 0, pad_rkey = 0;
+    std::vector<std::byte> pad;  // blob of the landing pad
   };
-  std::vector<LinkHalf> link_halves(Peer& peer);
   // `pid` > 0: the peer is a process of this host whose end can be watched.
   void activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int64_t pid, uint64_t pid_start_ticks);
-  void abandon_peer(Peer& peer, const std::string& why);  // a handshake that failed
   // False: the NIC had no room (or is still connecting); try again.
   bool send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload);
+
+  // ---- any thread; these take the driver's lock --------------------------------------------------------------------
+  std::vector<std::vector<std::byte>> region_keys(const Region& region, uint64_t* id);  // blobs for peers, by NIC
+  std::vector<LinkHalf> link_halves(Peer& peer);
+  void abandon_peer(Peer& peer, const std::string& why);  // a handshake that failed
   std::shared_ptr<Watcher> watch();
   void unwatch(Watcher& watcher);
   uint64_t counter_units(uint32_t id);
@@ -129,9 +146,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void stop_send(SendOperation& send);
   void start_close(CloseOperation& close);
   void start_revoke(RevokeOperation& revoke);
-  void retire_region(Region& region);  // any thread: ~Region
   EventQueue& events() { return *options_.events; }
-  // An operation has ended: whoever sleeps as a driver for it must look.
+  // ---- any thread: destructors
+  // ---------------------------------------------------------------------------------------
+  void retire_region(Region& region);
+  void retire_import(ImportedMemory& imported);
+  // ---- the driver's own again
+  // ---------------------------------------------------------------------------------------- An operation has ended:
+  // whoever sleeps as a driver for it must look.
   void note_finished() { finished_any_ = true; }
   // ---- any thread: what the worker must know of those who look at operations ----------------------------------------
   void note_wait();  // for something that had ended already
@@ -164,7 +186,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void lock_again(std::unique_lock<DriverLock>& lock);
   void let_others(std::unique_lock<DriverLock>& lock);
   void tell_sleeper();
-  void release_retired();
+
+  // regions.cpp
+  std::shared_lock<std::shared_mutex> enter_setup();  // the NICs stay while it is held; throws if they are gone
+  void register_all(const MemorySpec& memory, std::vector<Registration>& registrations);
+  void deregister_all(std::vector<Registration>& registrations);
+  RemoteAccess::Key import_blob(uint32_t nic, const std::vector<std::byte>& blob,
+                                std::vector<std::shared_ptr<const ImportedMemory>>& keep);
+
+  void end_stuck_transfers(const Failure& reason);
 
   // gates.cpp: transfers that wait for a CUDA stream
   bool hold(std::shared_ptr<Transfer>& transfer);
@@ -258,13 +288,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static bool fenced_by_now(Peer& peer);
   static void drop_fenced(std::vector<std::shared_ptr<Peer>>& peers);
   void finish_revoke(RevokeOperation& revoke);
+  void register_anew(RevokeOperation& revoke);
+  void replace_registrations(RevokeOperation& revoke);
+  void revoke_done(RevokeOperation& revoke);
   void close_step(Peer& peer);
   static bool fenced_without_peer(const Peer& peer);
 
-  uint64_t control_handle(uint32_t nic, const std::vector<std::byte>& address);
-
   const EngineOptions options_;
   std::vector<std::unique_ptr<Nic>> nics_;
+  ControlAddresses control_addresses_;
+  SetupThread setup_thread_;
+  std::shared_mutex setup_gate_;  // shared by who makes set-up calls, alone for who takes the NICs away
 
   MpscQueue commands_;
   std::atomic<bool> closing_{false};
@@ -296,22 +330,17 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<Peer*> touched_;                   // by what has just been started: they have lanes that can be posted
   std::vector<std::shared_ptr<Peer>> peers_;     // not ended, or with links not yet released
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
-  std::map<std::pair<uint32_t, std::vector<std::byte>>, uint64_t> control_handles_;
   std::vector<std::shared_ptr<RevokeOperation>> revokes_;
   std::vector<std::shared_ptr<Peer>> unfenced_;  // lost, and may still write: no revoke is a fence until their end
   std::vector<std::shared_ptr<Watcher>> watchers_;
   int64_t watcher_activity_ns_ = 0;
   std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
   std::vector<Registration> pad_registrations_;
-  struct Retired {
-    std::vector<Registration> registrations;
-    uint64_t owner;
-  };
-  std::mutex retired_mutex_;  // guards the next two: destructors on any thread touch them
-  std::vector<Retired> retired_;
+  std::mutex memory_mutex_;  // guards the next four: destructors on any thread touch them
   std::unordered_set<Region*> live_regions_;
-  std::atomic<bool> any_retired_{false};
-  bool nics_gone_ = false;  // guarded by retired_mutex_
+  std::unordered_set<ImportedMemory*> live_imports_;
+  std::map<std::pair<uint32_t, std::vector<std::byte>>, std::weak_ptr<const ImportedMemory>> imports_;
+  bool nics_gone_ = false;
   uint64_t next_peer_ = 1;
   uint64_t next_request_ = 1;
   int64_t next_tick_ = 0;

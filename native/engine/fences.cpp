@@ -125,31 +125,73 @@ void Engine::finish_revoke(RevokeOperation& revoke) {
       }
     }
   }
-  Region& region = *revoke.region;
-  if (!revoke.waiting_for.empty() || region.users.load(std::memory_order_acquire) > 0) return;
+  if (!revoke.waiting_for.empty()) return;
+  if (revoke.step == RevokeOperation::Step::kAsking) register_anew(revoke);
+  if (revoke.step == RevokeOperation::Step::kReady) replace_registrations(revoke);
+}
+
+// No peer writes under the old keys any more. The new ones are made before the old ones go: our own transfers may use
+// the region all the while.
+void Engine::register_anew(RevokeOperation& revoke) {
+  revoke.step = RevokeOperation::Step::kReady;
+  if (!revoke.reregister || !revoke.unfenced.empty()) return;
+  revoke.step = RevokeOperation::Step::kNics;
   const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
-  std::erase(revokes_, keep);
-  MemorySpec spec = region.memory;
-  // The id doubles as the key hint, so a new one also means new keys; whoever knows the old one must not guess them.
-  region.id = spec.key_hint = random_u64();
-  std::string problem;
-  for (size_t i = 0; i < nics_.size(); ++i) {
-    nics_[i]->deregister(region.registrations[i]);
-    region.registrations[i] = {};
-    if (!revoke.reregister || !revoke.unfenced.empty()) continue;
+  setup_thread_.push([this, keep] {
+    MemorySpec spec = keep->region->memory;
+    // The id doubles as the key hint, so a new one also means new keys; whoever knows the old one must not guess them.
+    spec.key_hint = random_u64();
+    std::vector<Registration> fresh;
+    std::string problem;
     try {
-      region.registrations[i] = nics_[i]->register_memory(spec);
+      register_all(spec, fresh);
     } catch (const NicError& error) {
       problem = error.what();
+      deregister_all(fresh);
     }
-  }
+    const auto lock = lock_driver();
+    if (keep->done()) {  // the engine is being closed
+      deregister_all(fresh);
+      return;
+    }
+    keep->fresh = std::move(fresh);
+    keep->fresh_id = spec.key_hint;
+    keep->problem = std::move(problem);
+    keep->step = RevokeOperation::Step::kReady;
+    finish_revoke(*keep);
+    if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+  });
+}
+
+// Not while a transfer of ours is under way: its work requests name the old ones.
+void Engine::replace_registrations(RevokeOperation& revoke) {
+  Region& region = *revoke.region;
+  if (region.users.load(std::memory_order_acquire) > 0) return;
+  revoke.step = RevokeOperation::Step::kNics;
+  const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
+  const bool renewed = !revoke.fresh.empty();
+  if (!renewed) region.closed.store(true);
+  region.id = renewed ? revoke.fresh_id : random_u64();
+  auto old = std::make_shared<std::vector<Registration>>(std::move(region.registrations));
+  region.registrations = std::move(revoke.fresh);
+  region.registrations.resize(nics_.size());
+  setup_thread_.push([this, keep, old] {
+    deregister_all(*old);
+    const auto lock = lock_driver();
+    revoke_done(*keep);
+    if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+  });
+}
+
+void Engine::revoke_done(RevokeOperation& revoke) {
+  if (revoke.done()) return;
+  const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
+  std::erase(revokes_, keep);
   if (!revoke.unfenced.empty()) {
-    region.closed.store(true);
-    region.unfenced = revoke.unfenced;
-    revoke.finish(State::kFailed, not_fenced(region.unfenced));
-  } else if (!problem.empty()) {
-    region.closed.store(true);
-    revoke.finish(State::kFailed, {Reason::kLocal, 0, "", "cannot register the region again: " + problem});
+    revoke.region->unfenced = revoke.unfenced;
+    revoke.finish(State::kFailed, not_fenced(revoke.unfenced));
+  } else if (!revoke.problem.empty()) {
+    revoke.finish(State::kFailed, {Reason::kLocal, 0, "", "cannot register the region again: " + revoke.problem});
   } else {
     revoke.finish_done();
   }

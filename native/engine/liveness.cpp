@@ -122,7 +122,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     if (link->up) link->failure = failure;
     link->up = link->reachable = link->resuming = false;
     link->offer.clear();
-    if (link->link) link->link->close();
+    if (link->link && !peer.in_setup) link->link->close();
   }
   std::vector<std::shared_ptr<Operation>> alive;
   for (Lane* lane : peer.lanes) alive.push_back(lane->transfer->shared_from_this());
@@ -175,28 +175,27 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
 
 // Frees what an ended peer still holds, once no WR of it is in a NIC's hands.
 void Engine::release_links(Peer& peer) {
-  for (auto& link : peer.links) {
-    if (link->link && link->link->outstanding() > 0) return;
+  if (peer.in_setup || !peer.lanes.empty()) return;
+  for (const auto& link : peer.links) {
+    if (link->link && !link->link->closed()) return;
   }
-  if (!peer.lanes.empty()) return;
-  for (auto& link : peer.links) {
-    link->link.reset();
-    const uint32_t nic = link->ends.local_nic;
-    const bool shared = std::any_of(peers_.begin(), peers_.end(), [&](const auto& other) {
-      return other.get() != &peer && std::any_of(other->links.begin(), other->links.end(), [&](const auto& l) {
-               return l->ends.local_nic == nic && l->control == link->control;
-             });
-    });
-    if (!shared) {
-      const auto known = std::find_if(control_handles_.begin(), control_handles_.end(), [&](const auto& entry) {
-        return entry.first.first == nic && entry.second == link->control;
-      });
-      if (known != control_handles_.end()) {
-        nics_[nic]->forget(known->second);
-        control_handles_.erase(known);
-      }
+  struct Rest {
+    std::unique_ptr<Link> link;
+    uint32_t nic;
+    std::vector<std::byte> address;
+    std::vector<std::shared_ptr<const ImportedMemory>> imported;
+  };
+  auto rests = std::make_shared<std::vector<Rest>>();
+  for (const auto& link : peer.links) {
+    rests->push_back(
+        {std::move(link->link), link->ends.local_nic, std::move(link->control_address), std::move(link->imported_pad)});
+  }
+  setup_thread_.push([this, rests] {
+    for (Rest& rest : *rests) {
+      rest.link.reset();
+      control_addresses_.let_go(rest.nic, rest.address);
     }
-  }
+  });
   // Lost without a fence: only the end of its process will be one, so that is kept in sight.
   if (fenced_without_peer(peer) || peer.state.load() == PeerState::kClosed) peer.forget_process();
   auto entry = by_connection_.find(peer.connection);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -25,7 +26,7 @@ class Region : public std::enable_shared_from_this<Region> {
       : memory(memory), owner(owner), engine_(std::move(engine)) {}
   ~Region();
 
-  const MemorySpec memory;
+  const MemorySpec memory;                  // with descriptors of our own
   const uint64_t owner;                     // token of the Python object that keeps the memory alive
   uint64_t id = 0;                          // as peers know it; a new one after each revoke()
   std::vector<Registration> registrations;  // by NIC index
@@ -40,20 +41,48 @@ class Region : public std::enable_shared_from_this<Region> {
   std::weak_ptr<Engine> engine_;
 };
 
-// A peer's region: where its bytes begin and the key to them, for each of the peer's NICs.
-struct RemoteKeys : std::enable_shared_from_this<RemoteKeys> {
-  struct Key {
-    uint64_t base;
-    uint64_t rkey;
-  };
-  RemoteKeys() = default;
-  RemoteKeys(uint64_t region_id, uint64_t length, std::vector<Key> keys, bool writable = true)
-      : region_id(region_id), length(length), writable(writable), keys(std::move(keys)) {}
+// A peer's registration that a NIC of ours has imported; released with it, by the engine's set-up thread.
+class ImportedMemory {
+ public:
+  ImportedMemory(std::weak_ptr<Engine> engine, uint32_t nic, RemoteMemory memory)
+      : nic(nic), memory(memory), engine_(std::move(engine)) {}
+  ImportedMemory(const ImportedMemory&) = delete;
+  ImportedMemory& operator=(const ImportedMemory&) = delete;
+  ~ImportedMemory();
 
+  const uint32_t nic;
+  RemoteMemory memory;
+
+ private:
+  std::weak_ptr<Engine> engine_;
+};
+
+// A peer's region as one connection reaches it: imported by our NICs.
+struct RemoteAccess {
+  struct Key {
+    uint64_t base = 0;
+    uint64_t rkey = 0;
+  };
+  std::shared_ptr<const Peer> peer;  // null in tests of what needs none
   uint64_t region_id = 0;
-  uint64_t length = 0;
-  bool writable = true;   // false: its owner lets it be read only; its NICs refuse the writes of who does not ask
-  std::vector<Key> keys;  // by the peer's NIC index
+  std::vector<Key> keys;                                        // by the peer's link index
+  std::vector<std::shared_ptr<const ImportedMemory>> imported;  // what must be released in the end
+};
+
+// A peer's region as its descriptor tells of it: a blob for each of the peer's NICs, empty where it is not registered.
+struct RemoteKeys : std::enable_shared_from_this<RemoteKeys> {
+  RemoteKeys(uint64_t region_id, uint64_t length, std::vector<std::vector<std::byte>> blobs, bool writable = true)
+      : region_id(region_id), length(length), writable(writable), blobs(std::move(blobs)) {}
+
+  const uint64_t region_id;
+  const uint64_t length;
+  const bool writable;  // false: its owner lets it be read only; its NICs refuse the writes of who does not ask
+  const std::vector<std::vector<std::byte>> blobs;  // by the peer's NIC index
+
+ private:
+  friend class Engine;
+  std::mutex mutex_;
+  std::shared_ptr<const RemoteAccess> access_;  // over the connection that was used last
 };
 
 }  // namespace railwire

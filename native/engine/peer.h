@@ -45,9 +45,12 @@ struct PeerLink : WrContext {
   uint32_t index = 0;
   Nic* nic = nullptr;
   uint64_t control = 0;  // handle of the remote NIC's control endpoint
+  std::vector<std::byte> control_address;
   std::unique_ptr<Link> link;
+  std::vector<std::byte> own_address;  // of `link`, for the peer
   LinkEnds ends;
-  bool up = false;             // takes WRs
+  std::vector<std::shared_ptr<const ImportedMemory>> imported_pad;  // of the peer's landing pad, if it must be released
+  bool up = false;                                                  // takes WRs
   bool reachable = false;      // messages pass between this pair of NICs; a link that is up always is
   bool remote_closed = false;  // the peer has confirmed that its half is closed
   int64_t last_heard = 0;
@@ -119,6 +122,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   uint64_t connection = 0;
   bool initiator = false;  // we called connect()
   bool same_process = false;
+  bool in_setup = false;  // a thread works at its links without the driver's lock
   std::string name;
   std::atomic<PeerState> state{PeerState::kConnecting};
   bool connected() const { return state.load(std::memory_order_relaxed) == PeerState::kConnected; }

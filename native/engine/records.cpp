@@ -23,26 +23,6 @@ bool is_answer(RecordType type) {
 
 }  // namespace
 
-uint64_t Engine::control_handle(uint32_t nic, const std::vector<std::byte>& address) {
-  const auto [entry, fresh] = control_handles_.try_emplace({nic, address}, 0);
-  if (fresh) {
-    try {
-      entry->second = nics_[nic]->resolve(address);
-    } catch (...) {
-      control_handles_.erase(entry);
-      throw;
-    }
-  }
-  return entry->second;
-}
-
-bool Engine::send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload) {
-  const auto lock = lock_driver();
-  if (closed()) return true;
-  const auto frame = FrameWriter({.type = FrameType::kHandshake}).put_bytes(payload).take();
-  return nics_[nic]->send(control_handle(nic, address), frame, nullptr);
-}
-
 // Prefers pairs that were heard lately; every retry takes another one.
 PeerLink* Engine::control_path(Peer& peer, uint32_t attempt) {
   std::vector<PeerLink*> up;

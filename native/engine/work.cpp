@@ -88,9 +88,9 @@ bool PieceSource::touches(uint64_t region_id) const {
 namespace {
 
 // The same bytes of the same region through another pair of NICs.
-void move_target(WorkRequest& wr, const RemoteKeys& remote, const LinkEnds& from, const LinkEnds& to) {
-  wr.remote = wr.remote - remote.keys[from.remote_nic].base + remote.keys[to.remote_nic].base;
-  wr.rkey = remote.keys[to.remote_nic].rkey;
+void move_target(WorkRequest& wr, const RemoteAccess& remote, const LinkEnds& from, const LinkEnds& to) {
+  wr.remote = wr.remote - remote.keys[from.index].base + remote.keys[to.index].base;
+  wr.rkey = remote.keys[to.index].rkey;
 }
 
 }  // namespace
@@ -105,7 +105,7 @@ void PieceSource::redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds
   // All pieces of a lane go to one peer, but they may be of several regions: the key and the place tell which.
   for (const Piece& piece : pieces_) {
     if (!piece.remote) continue;
-    const auto& key = piece.remote->keys[from.remote_nic];
+    const auto& key = piece.remote->keys[from.index];
     const uint64_t begin = key.base + piece.remote_offset;
     if (key.rkey != wr.rkey || wr.remote < begin || wr.remote - begin >= piece.length) continue;
     move_target(wr, *piece.remote, from, to);
@@ -128,7 +128,7 @@ size_t PieceSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequ
       wr.remote = ends.pad_address;
       wr.rkey = ends.pad_rkey;
     } else {
-      const auto& key = piece.remote->keys[ends.remote_nic];
+      const auto& key = piece.remote->keys[ends.index];
       wr.local = region_->at(piece.local_offset + start);
       wr.local_key = region_->registrations[ends.local_nic].local;
       wr.remote = key.base + piece.remote_offset + start;
@@ -146,7 +146,7 @@ size_t PieceSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequ
   return n;
 }
 
-PageSource::PageSource(std::shared_ptr<Region> region, PageSide local, std::shared_ptr<const RemoteKeys> remote,
+PageSource::PageSource(std::shared_ptr<Region> region, PageSide local, std::shared_ptr<const RemoteAccess> remote,
                        PageSide dst, uint64_t page_bytes, int64_t immediate_id, const SplitLimits& limits)
     : region_(std::move(region)),
       local_(std::move(local)),
@@ -195,7 +195,7 @@ size_t PageSource::fill(const LinkEnds& ends, void* context, std::span<WorkReque
 }
 
 size_t PageSource::fill_whole_pages(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
-  const auto& key = remote_->keys[ends.remote_nic];
+  const auto& key = remote_->keys[ends.index];
   std::byte* const local_base = region_->at(local_.offset);
   void* const local_key = region_->registrations[ends.local_nic].local;
   const uint64_t remote_base = key.base + dst_.offset;
@@ -235,7 +235,7 @@ size_t PageSource::fill_whole_pages(const LinkEnds& ends, void* context, std::sp
 }
 
 size_t PageSource::fill_fragments(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
-  const auto& key = remote_->keys[ends.remote_nic];
+  const auto& key = remote_->keys[ends.index];
   const bool weighted = immediate_id_ >= 0 && trailing_units_ == 0;
   size_t n = 0;
   while (n < out.size() && page_ < local_.indices.size()) {

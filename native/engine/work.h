@@ -25,6 +25,7 @@ inline constexpr uint32_t kMaxParts = kUnitsPerArrival;  // weights are whole si
 
 // The two ends of a link, as far as a WR needs them.
 struct LinkEnds {
+  uint32_t index = 0;  // of the link, in its peer
   uint32_t local_nic = 0;
   uint32_t remote_nic = 0;
   uint64_t pad_address = 0;  // the remote NIC's landing pad: where zero-length and flush writes point
@@ -88,7 +89,7 @@ class WorkSource {
 
 struct Piece {
   uint64_t local_offset = 0;
-  std::shared_ptr<const RemoteKeys> remote;  // null: the landing pad (a bare immediate)
+  std::shared_ptr<const RemoteAccess> remote;  // null: the landing pad (a bare immediate)
   uint64_t remote_offset = 0;
   uint64_t length = 0;
 };
@@ -134,7 +135,7 @@ struct PageSide {
 // Page lists. Each page is one arrival; pages that are contiguous on both sides share a WR.
 class PageSource final : public WorkSource {
  public:
-  PageSource(std::shared_ptr<Region> region, PageSide local, std::shared_ptr<const RemoteKeys> remote, PageSide dst,
+  PageSource(std::shared_ptr<Region> region, PageSide local, std::shared_ptr<const RemoteAccess> remote, PageSide dst,
              uint64_t page_bytes, int64_t immediate_id, const SplitLimits& limits);
   size_t fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) override;
   bool exhausted() const override { return page_ == local_.indices.size(); }
@@ -155,7 +156,7 @@ class PageSource final : public WorkSource {
 
   RegionUse region_;
   PageSide local_;
-  std::shared_ptr<const RemoteKeys> remote_;
+  std::shared_ptr<const RemoteAccess> remote_;
   PageSide dst_;
   uint64_t page_bytes_;
   int64_t immediate_id_;

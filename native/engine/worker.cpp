@@ -148,7 +148,6 @@ bool Engine::take_commands() {
     start(std::move(static_cast<Operation*>(node)->queued_self));
     any = true;
   }
-  if (any_retired_.load(std::memory_order_acquire)) release_retired();
   return any;
 }
 
@@ -237,7 +236,7 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
   }
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const bool others_want = worker && (inline_waiters_.load() > 0 || stop_worker_.load());
-  if (!commands_.maybe_nonempty() && !others_want && !any_retired_.load() && deadline > now) {
+  if (!commands_.maybe_nonempty() && !others_want && deadline > now) {
     ++totals_.sleeps;
     lock.unlock();
     sleep_on(fds, deadline - now);

@@ -90,6 +90,7 @@ class HostNic final : public Nic {
   uint64_t resolve(std::span<const std::byte> address) override;
   void forget(uint64_t peer) override;
   bool send(uint64_t peer, std::span<const std::byte> message, void* context) override;
+  std::string refuses(const MemorySpec& memory) const override;
   Registration register_memory(const MemorySpec& memory) override;
   void deregister(Registration& registration) override;
   std::unique_ptr<Link> create_link() override;
@@ -171,6 +172,7 @@ class HostLink final : public Link {
   size_t outstanding() const override { return outstanding_; }
   bool broken() const override { return broken_; }
   void close() override;
+  bool closed() const override { return closed_ && outstanding_ == 0; }
 
  private:
   friend class HostNic;

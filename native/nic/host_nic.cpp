@@ -95,20 +95,25 @@ void HostNic::unwatch(int fd) {
 }
 
 // ---- memory ------------------------------------------------------------------------------------------------------
+std::string HostNic::refuses(const MemorySpec& memory) const {
+  return memory.device >= 0 ? "shm: reaches host memory only; GPU memory needs an RDMA NIC" : "";
+}
+
 Registration HostNic::register_memory(const MemorySpec& memory) {
-  if (memory.device >= 0) throw NicError("shm: reaches host memory only; GPU memory needs an RDMA NIC");
+  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
   const uint64_t base = reinterpret_cast<uintptr_t>(memory.address);
   std::lock_guard lock(mutex_);
   const uint64_t key = table_.add({base, memory.length, memory.writable ? uint64_t{RegionSlot::kWritable} : 0});
-  return {.rkey = key, .remote_base = base};
+  return {.handle = reinterpret_cast<void*>(key), .blob = plain_blob(base, key)};
 }
 
 void HostNic::deregister(Registration& registration) {
-  if (registration.rkey == 0) return;
+  const auto key = reinterpret_cast<uint64_t>(registration.handle);
+  if (key == 0) return;
   // Whoever holds the lock may be landing a peer's short write.
   std::lock_guard lock(mutex_);
-  table_.remove(registration.rkey);
-  if (const auto found = shared_.find(registration.rkey); found != shared_.end()) {
+  table_.remove(key);
+  if (const auto found = shared_.find(key); found != shared_.end()) {
     for (HostLink* link : found->second.holders) {
       send_packet(*link->peer_, {.type = HostFrame::kGoneMemory, .to = link->remote_token_, .rkey = found->first});
     }

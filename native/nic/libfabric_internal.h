@@ -5,6 +5,7 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -134,6 +135,7 @@ class LibfabricNic final : public Nic {
   uint64_t resolve(std::span<const std::byte> address) override;
   void forget(uint64_t peer) override;
   bool send(uint64_t peer, std::span<const std::byte> message, void* context) override;
+  std::string refuses(const MemorySpec& memory) const override;
   Registration register_memory(const MemorySpec& memory) override;
   void deregister(Registration& registration) override;
   std::unique_ptr<Link> create_link() override;
@@ -166,7 +168,9 @@ class LibfabricNic final : public Nic {
   // libfabric_memory.cpp
   FidOwner<fid_mr> register_range(const MemorySpec& memory) const;
 
-  // libfabric_messages.cpp
+  // libfabric_messages.cpp; with the lock
+  uint64_t take_peer(std::span<const std::byte> address);
+  void let_peer_go(uint64_t handle);
   void open_messages();
   void post_receives();
   void release_peer(ControlPeer* peer);
@@ -190,8 +194,13 @@ class LibfabricNic final : public Nic {
     bell.ring_if_asleep();
   }
 
+  // Set-up calls come from any thread, and the domain was promised one at a time (FI_THREAD_DOMAIN). Every call that
+  // reaches the provider, or what follows here, holds this; but not while EFA pins memory, which takes long: its domain
+  // is thread-safe.
+  mutable std::mutex mutex_;
   LibfabricSpec spec_;
   NicInfo info_;
+  bool thread_safe_ = false;              // the domain is
   bool own_endpoint_ = true;              // each link has one; otherwise all use the control endpoint
   bool recv_consumed_by_writes_ = false;  // FI_RX_CQ_DATA: a write with immediate uses up a receive buffer
   InfoOwner fi_;                          // of the control endpoint
@@ -239,9 +248,11 @@ class LibfabricLink final : public Link {
   size_t outstanding() const override { return outstanding_; }
   bool broken() const override { return broken_; }
   void close() override;
+  bool closed() const override { return closed_ && outstanding_ == 0 && in_provider_ == 0; }
 
  private:
   friend class LibfabricNic;
+  void close_locked();
 
   ssize_t post_one(const WorkRequest& wr, WrSlot* slot);
 

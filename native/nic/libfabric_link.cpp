@@ -5,7 +5,10 @@
 
 namespace railwire {
 
-std::unique_ptr<Link> LibfabricNic::create_link() { return std::make_unique<LibfabricLink>(*this); }
+std::unique_ptr<Link> LibfabricNic::create_link() {
+  std::lock_guard lock(mutex_);
+  return std::make_unique<LibfabricLink>(*this);
+}
 
 LibfabricLink::LibfabricLink(LibfabricNic& nic)
     : nic_(nic), slots_(std::make_unique<SlotPool<WrSlot>>(nic.info_.link_depth)) {
@@ -21,10 +24,11 @@ LibfabricLink::LibfabricLink(LibfabricNic& nic)
 }
 
 LibfabricLink::~LibfabricLink() {
-  close();
+  std::lock_guard lock(nic_.mutex_);
+  close_locked();
   nic_.drop_held(this);
   std::erase(nic_.links_, this);
-  if (in_provider_ == 0 && peer_ != 0) nic_.forget(peer_);
+  if (in_provider_ == 0 && peer_ != 0) nic_.let_peer_go(peer_);
   if (in_provider_ > 0) {
     // Only where links share an endpoint, and only if the owner did not wait: the provider still writes there.
     slots_->for_each_busy([](WrSlot& slot) { slot.link = nullptr; });
@@ -35,6 +39,7 @@ LibfabricLink::~LibfabricLink() {
 std::vector<std::byte> LibfabricLink::address() const { return nic_.pack(name_); }
 
 void LibfabricLink::connect(std::span<const std::byte> remote_address) {
+  std::lock_guard lock(nic_.mutex_);
   if (closed_) throw NicError(nic_.prefix() + "the link is closed");
   if (remote_ != FI_ADDR_UNSPEC) throw NicError(nic_.prefix() + "the link is connected already");
   if (nic_.own_endpoint_) {
@@ -42,7 +47,7 @@ void LibfabricLink::connect(std::span<const std::byte> remote_address) {
     bell_ = nic_.bell_of(address.wakeup);
     remote_ = nic_.insert(own_.av.get(), address);
   } else {
-    peer_ = nic_.resolve(remote_address);
+    peer_ = nic_.take_peer(remote_address);
     remote_ = reinterpret_cast<ControlPeer*>(peer_)->address;
   }
 }
@@ -67,6 +72,7 @@ ssize_t LibfabricLink::post_one(const WorkRequest& wr, WrSlot* slot) {
 }
 
 size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
+  std::lock_guard lock(nic_.mutex_);
   if (broken_ || remote_ == FI_ADDR_UNSPEC) return 0;
   size_t taken = 0;
   bool starved = false;
@@ -104,6 +110,11 @@ size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
 }
 
 void LibfabricLink::close() {
+  std::lock_guard lock(nic_.mutex_);
+  close_locked();
+}
+
+void LibfabricLink::close_locked() {
   if (closed_) return;
   closed_ = broken_ = true;
   if (nic_.own_endpoint_) {

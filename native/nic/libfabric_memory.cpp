@@ -17,17 +17,22 @@ constexpr uint64_t kAccess = kSourceAccess | FI_RECV | FI_READ | FI_REMOTE_WRITE
 
 }  // namespace
 
-FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
+std::string LibfabricNic::refuses(const MemorySpec& memory) const {
   const bool device_memory = memory.dmabuf_fd >= 0 || memory.device >= 0;
   if (device_memory && !(fi_->caps & FI_HMEM)) {
-    throw NicError(prefix() + "cannot reach the memory of cuda:" + std::to_string(memory.device) +
-                   ": the provider of " + info_.provider +
-                   " has no FI_HMEM; use a NIC that has, or copy through host memory");
+    return prefix() + "cannot reach the memory of cuda:" + std::to_string(memory.device) + ": the provider of " +
+           info_.provider + " has no FI_HMEM; use a NIC that has, or copy through host memory";
   }
   if (memory.dmabuf_fd >= 0 && FI_VERSION_LT(libfabric_api().version, FI_VERSION(1, 20))) {
-    throw NicError(prefix() + "registering a dma-buf needs libfabric 1.20 or newer; this is " +
-                   libfabric_api().version_text() + " (" + libfabric_api().path + ")");
+    return prefix() + "registering a dma-buf needs libfabric 1.20 or newer; this is " + libfabric_api().version_text() +
+           " (" + libfabric_api().path + ")";
   }
+  return {};
+}
+
+FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
+  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
+  const bool device_memory = memory.dmabuf_fd >= 0 || memory.device >= 0;
   iovec range{memory.address, memory.length};
   DmabufRange dmabuf{memory.dmabuf_fd, memory.dmabuf_offset, memory.length, nullptr};
   // For a dma-buf the address that peers name is base + offset.
@@ -60,6 +65,8 @@ FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
 }
 
 Registration LibfabricNic::register_memory(const MemorySpec& memory) {
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (!thread_safe_) lock.lock();
   FidOwner<fid_mr> mr = register_range(memory);
   if (mr_mode_ & FI_MR_ENDPOINT) {
     // Providers with this mode share one endpoint between all links here.
@@ -68,18 +75,20 @@ Registration LibfabricNic::register_memory(const MemorySpec& memory) {
   }
   Registration registration;
   registration.local = fi_mr_desc(mr.get());
-  registration.rkey = fi_mr_key(mr.get());
-  if (registration.rkey == FI_KEY_NOTAVAIL) {
+  const uint64_t rkey = fi_mr_key(mr.get());
+  if (rkey == FI_KEY_NOTAVAIL) {
     throw NicError(prefix() + "the provider's keys are longer than 64 bits, which is not supported");
   }
   // shm does not check keys at all: whoever may write into our process by the rules of ptrace is trusted. Its keys
   // only tell registrations apart.
-  registration.remote_base = mr_mode_ & FI_MR_VIRT_ADDR ? reinterpret_cast<uint64_t>(memory.address) : 0;
+  registration.blob = plain_blob(mr_mode_ & FI_MR_VIRT_ADDR ? reinterpret_cast<uint64_t>(memory.address) : 0, rkey);
   registration.handle = mr.release();
   return registration;
 }
 
 void LibfabricNic::deregister(Registration& registration) {
+  std::unique_lock lock(mutex_, std::defer_lock);
+  if (!thread_safe_) lock.lock();
   if (registration.handle) fi_close(&static_cast<fid_mr*>(registration.handle)->fid);
   registration = {};
 }

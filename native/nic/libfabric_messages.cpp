@@ -57,6 +57,16 @@ void LibfabricNic::post_receives() {
 }
 
 uint64_t LibfabricNic::resolve(std::span<const std::byte> blob) {
+  std::lock_guard lock(mutex_);
+  return take_peer(blob);
+}
+
+void LibfabricNic::forget(uint64_t handle) {
+  std::lock_guard lock(mutex_);
+  let_peer_go(handle);
+}
+
+uint64_t LibfabricNic::take_peer(std::span<const std::byte> blob) {
   const EndpointAddress address = unpack(blob);
   std::unique_ptr<ControlPeer>& peer = peers_[address.name];
   if (!peer) {
@@ -77,7 +87,7 @@ uint64_t LibfabricNic::resolve(std::span<const std::byte> blob) {
   return reinterpret_cast<uint64_t>(peer.get());
 }
 
-void LibfabricNic::forget(uint64_t handle) {
+void LibfabricNic::let_peer_go(uint64_t handle) {
   auto* peer = reinterpret_cast<ControlPeer*>(handle);
   --peer->references;
   release_peer(peer);
@@ -93,6 +103,7 @@ void LibfabricNic::release_peer(ControlPeer* peer) {
 }
 
 bool LibfabricNic::send(uint64_t handle, std::span<const std::byte> message, void* context) {
+  std::lock_guard lock(mutex_);
   if (message.size() > info_.max_message_bytes || send_buffers_.empty()) return false;
   auto* peer = reinterpret_cast<ControlPeer*>(handle);
   SendSlot* slot = sends_->take();

@@ -67,6 +67,7 @@ std::unique_ptr<Nic> make_libfabric_nic(const std::string& spec, const std::map<
 
 LibfabricNic::LibfabricNic(LibfabricSpec spec) : spec_(std::move(spec)) {
   own_endpoint_ = spec_.kind == "tcp" || spec_.kind == "shm";
+  thread_safe_ = is_efa(spec_);
   fi_ = query(spec_.port);
   link_fi_ = query("");
   mr_mode_ = static_cast<uint64_t>(fi_->domain_attr->mr_mode);
@@ -118,7 +119,7 @@ InfoOwner LibfabricNic::query(const std::string& port) const {
     hints->ep_attr->type = FI_EP_RDM;
     hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT |
                                   (attempt.hmem ? FI_MR_HMEM : 0);
-    hints->domain_attr->threading = FI_THREAD_DOMAIN;
+    hints->domain_attr->threading = thread_safe_ ? FI_THREAD_SAFE : FI_THREAD_DOMAIN;
     // Without this 2.x offers automatic progress: a thread of its own that competes with ours.
     hints->domain_attr->control_progress = FI_PROGRESS_MANUAL;
     hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
@@ -240,6 +241,7 @@ void LibfabricNic::fill_info() {
   info_.completion_proves_landing = is_efa(spec_);
   // shm's peers write into our memory by themselves. Where links share an endpoint, closing one closes nothing.
   info_.closing_fences = spec_.kind == "tcp";
+  info_.closing_quiets = spec_.kind != "shm";
   info_.max_write_bytes = std::min<uint64_t>(fi_->ep_attr->max_msg_size, kLongestWrite);
   const uint32_t depth = spec_.link_depth ? spec_.link_depth : kDefaultDepth;
   info_.link_depth = std::min<uint32_t>(depth, static_cast<uint32_t>(link_fi_->tx_attr->size));

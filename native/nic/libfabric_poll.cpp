@@ -56,6 +56,7 @@ Status status_of_libfabric(int error) {
 }
 
 size_t LibfabricNic::poll(std::span<Completion> out) {
+  std::lock_guard lock(mutex_);
   if (!consumed_.empty()) [[unlikely]]
     post_receives();
   size_t filled = 0;
@@ -236,6 +237,7 @@ void LibfabricNic::drop_held(const LibfabricLink* link) {
 void LibfabricNic::starved() { starved_until_ns_ = now_ns() + kStarvedFor; }
 
 bool LibfabricNic::arm() {
+  std::lock_guard lock(mutex_);
   if (has_held() || !consumed_.empty()) return false;
   if (starved_until_ns_ != 0) {
     if (now_ns() < starved_until_ns_) return false;

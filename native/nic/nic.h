@@ -1,8 +1,15 @@
 // What the engine needs of a network card, and nothing more.
 //
 // A Nic is one network device (or a provider standing in for one). It knows nothing of striping, counters, transfers
-// or Python. Everything is called by one thread at a time (the engine's driver), so no implementation needs a lock of
-// its own for the engine's sake.
+// or Python. Its calls are of two kinds:
+//
+// * *Set-up calls* may block and are thread-safe: any thread makes them, several at a time, and also while another
+//   thread is in a driver call. The constructor, resolve, forget, register_memory, deregister, import_memory,
+//   release_memory, create_link, Link::address, Link::connect, ~Link.
+// * *Driver calls* never block. One thread at a time makes them (the engine's driver): send, post, poll, arm, disarm,
+//   outstanding, broken, closed, Link::close, and the counts of immediates.
+//
+// info(), refuses(), address(), wait_fd() and describe() read what never changes: anybody may call them at any time.
 //
 // A NIC has one *control endpoint*: small two-sided messages from and to anyone who knows its address. One-sided
 // traffic never uses it; it runs over *links*. A link is one half of a connection between one local and one remote NIC
@@ -35,9 +42,13 @@ struct NicInfo {
   // A write's completion proves that its bytes are visible at the destination. Where false, a WR with
   // WorkRequest::kFlush proves it for everything posted before it on the same link.
   bool completion_proves_landing = true;
-  // After Link::close() returns no byte of the remote half can land in local memory any more. False where the writer
-  // itself copies into our memory (shm with CMA): there the writer has to confirm, or be dead.
+  // Once Link::closed(), no byte of the remote half can land in local memory any more. False where the writer itself
+  // copies into our memory: there the writer has to confirm, or be dead.
   bool closing_fences = true;
+  // Once Link::closed(), nobody, the peer's process included, reads our sources or writes our read targets for WRs of
+  // this link. False where the peer's process copies from our memory (libfabric's shm): there the peer has to confirm
+  // that it has closed its half, or be dead, before a source may be used again.
+  bool closing_quiets = true;
   // Links land what is posted in the order of posting (to be exact: an immediate that has come shows all that was
   // posted before it, which relaxed ordering leaves true), both halves count the immediates, and a link that has broken
   // can be made anew while messages still pass. So the receiver's count of what landed through a broken link tells the
@@ -48,9 +59,11 @@ struct NicInfo {
   uint32_t link_depth = 0;         // WRs a link may have outstanding
   uint32_t max_message_bytes = 0;  // the longest control message
   double link_gbps = 0;            // 0: unknown
+  uint32_t links_per_pair = 1;     // links that are made between two NICs; each has its own order and its own counts
 };
 
-// What must be known to register memory. `dmabuf_fd` >= 0: device memory, described by a dma-buf.
+// What must be known to register memory. `dmabuf_fd` >= 0: device memory, described by a dma-buf. `shared_fd` >= 0:
+// memory of a file (a memfd) that other processes may map. The descriptors stay open for as long as the registration.
 struct MemorySpec {
   void* address = nullptr;
   uint64_t length = 0;
@@ -59,16 +72,30 @@ struct MemorySpec {
   int device = -1;        // CUDA ordinal; -1: host memory
   uint64_t key_hint = 0;  // random; used as the rkey where the provider lets us choose
   bool writable = true;   // false: a source only, perhaps mapped read-only; a peer's write is refused
+  int shared_fd = -1;
+  uint64_t shared_offset = 0;
 };
 
-// One registration on one NIC. `local` goes into WorkRequest::local_key of this NIC, `remote_base` + offset and `rkey`
-// go to the peers.
+// One registration on one NIC. `local` goes into WorkRequest::local_key of this NIC; `blob` is what peers get. It is
+// opaque to everybody but NICs of this kind, and at most kLongestBlob bytes long.
 struct Registration {
   void* handle = nullptr;
   void* local = nullptr;
-  uint64_t rkey = 0;
-  uint64_t remote_base = 0;
+  std::vector<std::byte> blob;
 };
+inline constexpr size_t kLongestBlob = 256;
+
+// A peer's registration as this NIC reaches it: a WR names `base` + offset, and `rkey`.
+struct RemoteMemory {
+  uint64_t base = 0;
+  uint64_t rkey = 0;
+  void* handle = nullptr;  // of the NIC's own; null: there is nothing to release
+};
+
+// The blob of RDMA NICs: base and rkey, little endian.
+std::vector<std::byte> plain_blob(uint64_t base, uint64_t rkey);
+// Throws NicError, which begins with `name`, if the bytes are no such blob.
+RemoteMemory parse_plain_blob(std::span<const std::byte> blob, const std::string& name);
 
 struct WorkRequest {
   enum Flags : uint32_t {
@@ -120,11 +147,13 @@ struct Completion {
 
 class Link {
  public:
-  virtual ~Link() = default;  // closes first if the owner has not
+  // Closes first if the owner has not, and may block until the provider has given everything back. The NIC outlives
+  // its links.
+  virtual ~Link() = default;
 
   // What the remote half must be given to connect(): opaque, at most 128 bytes.
   virtual std::vector<std::byte> address() const = 0;
-  // Makes the link able to post to the remote half. Does not block. Throws NicError on a malformed address.
+  // Makes the link able to post to the remote half. Throws NicError on a malformed address.
   virtual void connect(std::span<const std::byte> remote_address) = 0;
 
   // Posts a prefix of `batch`; returns how many were taken. Fewer than all: the link is full (poll, then post again),
@@ -134,12 +163,13 @@ class Link {
   virtual size_t outstanding() const = 0;
   virtual bool broken() const = 0;
 
-  // Ends the connection. All outstanding WRs have come back, or will by poll(), with Status::kFlushed unless they ended
-  // otherwise; none is in the provider's hands when close() returns. Idempotent. The Link must live until outstanding()
-  // is 0.
+  // Begins the end of the connection, and does not wait for it. Nothing can be posted any more. All outstanding WRs
+  // come back by poll(), with Status::kFlushed unless they ended otherwise. Idempotent.
   virtual void close() = 0;
+  // After close(): every WR has come back by poll(), and none is in the provider's hands.
+  virtual bool closed() const = 0;
 
-  // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final after close(), when
+  // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final once closed(), when
   // all of them have been handed out or will be by poll().
   virtual uint64_t immediates_landed() const { return 0; }
   // How many of our own writes with immediate poll() has handed back with kOk.
@@ -161,8 +191,14 @@ class Nic {
   // kSend completion; a message to a dead peer may end late or never (it holds only the NIC's own memory).
   virtual bool send(uint64_t peer, std::span<const std::byte> message, void* context) = 0;
 
+  // Empty if this NIC takes such memory, else why it does not, in words for the user. Cheap, and changes nothing.
+  virtual std::string refuses(const MemorySpec& memory) const;
   virtual Registration register_memory(const MemorySpec& memory) = 0;
   virtual void deregister(Registration& registration) = 0;
+  // Makes a peer's registration, on a NIC of this kind, usable for our WRs. May take time: maps memory, opens handles.
+  // Throws NicError on a malformed or stale blob. By default the blob is a plain one, and nothing is to be released.
+  virtual RemoteMemory import_memory(std::span<const std::byte> blob);
+  virtual void release_memory(RemoteMemory& memory);
 
   virtual std::unique_ptr<Link> create_link() = 0;
 

@@ -33,6 +33,7 @@ struct SimulatedSettings {
   double message_loss_rate = 0;           // of control messages: an error completion instead of delivery
   bool completion_proves_landing = true;  // false: a WR completes when handed over, and lands later
   bool closing_fences = true;
+  bool closing_quiets = true;
   bool resumable = false;  // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
                            // any error breaks it, and both halves count; not with `reorder`
   bool discard = false;    // WRs complete at once and go nowhere: a NIC of unlimited speed

@@ -33,6 +33,7 @@ SimulatedNic::SimulatedNic(std::string spec, std::shared_ptr<SimulatedFabric> fa
   info_.same_host_only = true;
   info_.completion_proves_landing = settings.completion_proves_landing;
   info_.closing_fences = settings.closing_fences;
+  info_.closing_quiets = settings.closing_quiets;
   info_.resumable = settings.resumable && settings.completion_proves_landing && !settings.reorder;
   info_.max_write_bytes = settings.max_write_bytes;
   info_.link_depth = settings.link_depth;
@@ -45,27 +46,41 @@ std::vector<std::byte> SimulatedNic::address() const { return to_bytes(endpoint_
 
 uint64_t SimulatedNic::resolve(std::span<const std::byte> address) {
   if (address.empty() || address.size() > 100) throw NicError(info_.name + ": malformed address of a peer");
-  peers_.emplace_back(reinterpret_cast<const char*>(address.data()), address.size());
-  return peers_.size() - 1;
+  std::lock_guard lock(peers_mutex_);
+  peers_.try_emplace(next_peer_, reinterpret_cast<const char*>(address.data()), address.size());
+  return next_peer_++;
 }
 
-void SimulatedNic::forget(uint64_t) {}
+void SimulatedNic::forget(uint64_t peer) {
+  std::lock_guard lock(peers_mutex_);
+  peers_.erase(peer);
+}
 
 bool SimulatedNic::send(uint64_t peer, std::span<const std::byte> message, void* context) {
   if (message.size() > info_.max_message_bytes) return false;
-  fabric_->send(*endpoint_, peers_.at(peer), message, context);
+  std::string to;
+  {
+    std::lock_guard lock(peers_mutex_);
+    to = peers_.at(peer);
+  }
+  fabric_->send(*endpoint_, to, message, context);
   return true;
 }
 
+std::string SimulatedNic::refuses(const MemorySpec& memory) const {
+  return memory.device >= 0 ? info_.name + " cannot reach GPU memory" : std::string();
+}
+
 Registration SimulatedNic::register_memory(const MemorySpec& memory) {
-  if (memory.device >= 0) throw NicError(info_.name + " cannot reach GPU memory");
+  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
   fabric_->add_memory(*endpoint_, memory.key_hint,
                       {static_cast<std::byte*>(memory.address), memory.length, memory.writable});
-  return {.handle = memory.address, .local = nullptr, .rkey = memory.key_hint, .remote_base = 0};
+  return {.handle = new uint64_t(memory.key_hint), .local = nullptr, .blob = plain_blob(0, memory.key_hint)};
 }
 
 void SimulatedNic::deregister(Registration& registration) {
-  if (registration.handle) fabric_->remove_memory(*endpoint_, registration.rkey);
+  const std::unique_ptr<uint64_t> rkey(static_cast<uint64_t*>(registration.handle));
+  if (rkey) fabric_->remove_memory(*endpoint_, *rkey);
   registration = {};
 }
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "nic/nic.h"
@@ -25,6 +27,7 @@ class SimulatedNic final : public Nic {
   uint64_t resolve(std::span<const std::byte> address) override;
   void forget(uint64_t peer) override;
   bool send(uint64_t peer, std::span<const std::byte> message, void* context) override;
+  std::string refuses(const MemorySpec& memory) const override;
   Registration register_memory(const MemorySpec& memory) override;
   void deregister(Registration& registration) override;
   std::unique_ptr<Link> create_link() override;
@@ -40,7 +43,9 @@ class SimulatedNic final : public Nic {
   const std::shared_ptr<SimulatedFabric> fabric_;
   std::shared_ptr<SimulatedEndpoint> endpoint_;
   NicInfo info_;
-  std::vector<std::string> peers_;
+  std::mutex peers_mutex_;
+  std::unordered_map<uint64_t, std::string> peers_;
+  uint64_t next_peer_ = 1;
   std::vector<SimulatedEndpoint::Arrival> messages_;  // handed out by the last poll
   struct Discarded {
     SimulatedLink* link;
@@ -60,6 +65,7 @@ class SimulatedLink final : public Link {
   size_t outstanding() const override { return outstanding_; }
   bool broken() const override { return broken_ || (nic_.info_.resumable && nic_.fabric_->has_broken(*half_)); }
   void close() override;
+  bool closed() const override { return closed_ && outstanding_ == 0; }
   uint64_t immediates_landed() const override { return nic_.fabric_->immediates_landed(*half_); }
   uint64_t immediates_completed() const override { return immediates_completed_; }
 

@@ -15,6 +15,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -70,6 +71,7 @@ class VerbsLink final : public Link {
   size_t outstanding() const override { return posted_ - handed_; }
   bool broken() const override { return broken_; }
   void close() override;
+  bool closed() const override { return closed_ && handed_ == posted_; }
   uint64_t immediates_landed() const override { return landed_; }
   uint64_t immediates_completed() const override { return completed_; }
 
@@ -181,6 +183,10 @@ class VerbsNic final : public Nic {
   CqOwner cq_;
   SrqOwner srq_;
   size_t cq_room_ = 0;
+
+  // libibverbs is thread-safe by itself; what follows here is not. Set-up calls hold the first while they make a link,
+  // and anybody the second while they look at or change what follows.
+  std::mutex setup_mutex_, mutex_;
 
   // Links, by the owner field of their wr_ids.
   std::vector<VerbsLink*> links_;

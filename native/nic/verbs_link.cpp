@@ -25,6 +25,7 @@ uint8_t read_depth(int device) { return static_cast<uint8_t>(std::clamp(device, 
 }  // namespace
 
 std::unique_ptr<Link> VerbsNic::create_link() {
+  std::lock_guard lock(setup_mutex_);
   reserve_completions(links_open_ + 1);
   return std::make_unique<VerbsLink>(*this);
 }
@@ -66,6 +67,7 @@ VerbsLink::VerbsLink(VerbsNic& nic) : nic_(nic) {
   slots_.resize(ring);
   // Often enough that the queue never waits for a completion that is not asked for; the end of a chain always asks.
   signal_every_ = std::clamp(depth / 4, 1u, 32u);
+  std::lock_guard lock(nic_.mutex_);
   const auto free = std::find(nic_.links_.begin(), nic_.links_.end(), nullptr);
   id_ = static_cast<uint32_t>(free - nic_.links_.begin());
   if (free == nic_.links_.end()) {
@@ -80,6 +82,7 @@ VerbsLink::VerbsLink(VerbsNic& nic) : nic_(nic) {
 VerbsLink::~VerbsLink() {
   if (abandoned_) return;
   close();
+  std::lock_guard lock(nic_.mutex_);
   std::erase(nic_.ready_, this);
   nic_.links_[id_] = nullptr;
   --nic_.links_open_;
@@ -244,6 +247,7 @@ size_t VerbsLink::hand_out(std::span<Completion> out) {
 }
 
 void VerbsLink::close() {
+  std::lock_guard lock(nic_.mutex_);
   if (closed_) return;
   closed_ = broken_ = true;
   const VerbsApi& api = verbs_api();

@@ -119,13 +119,18 @@ uint64_t VerbsNic::resolve(std::span<const std::byte> address) {
   peer.qkey = remote.secret & 0x7fffffff;
   peer.payload =
       std::min(port_.mtu, mtu_bytes(static_cast<ibv_mtu>(remote.mtu))) - static_cast<uint32_t>(sizeof(PieceHeader));
+  std::lock_guard lock(mutex_);
   peers_.emplace(next_peer_, std::move(peer));
   return next_peer_++;
 }
 
-void VerbsNic::forget(uint64_t peer) { peers_.erase(peer); }
+void VerbsNic::forget(uint64_t peer) {
+  std::lock_guard lock(mutex_);
+  peers_.erase(peer);
+}
 
 bool VerbsNic::send(uint64_t to, std::span<const std::byte> message, void* context) {
+  std::lock_guard lock(mutex_);
   const auto found = peers_.find(to);
   if (found == peers_.end() || message_qp_ == nullptr) return true;
   if (messages_broken_) return false;  // poll() mends it

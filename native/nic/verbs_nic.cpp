@@ -238,8 +238,7 @@ Registration VerbsNic::register_memory(const MemorySpec& memory) {
   }
   made->lkey = made->mr->lkey;
   Registration registration;
-  registration.rkey = made->mr->rkey;
-  registration.remote_base = address;
+  registration.blob = plain_blob(address, made->mr->rkey);
   registration.local = made.get();
   registration.handle = made.release();
   return registration;

@@ -37,6 +37,7 @@ Status status_of_wc(int wc_status) {
 }
 
 size_t VerbsNic::poll(std::span<Completion> out) {
+  std::lock_guard lock(mutex_);
   if (!lent_receives_.empty()) {
     used_receives_.insert(used_receives_.end(), lent_receives_.begin(), lent_receives_.end());
     lent_receives_.clear();
@@ -223,6 +224,7 @@ void VerbsNic::drain_notifications() {
 }
 
 bool VerbsNic::arm() {
+  std::lock_guard lock(mutex_);
   look_at_events();
   drain_notifications();
   if (!held_.empty() || !ready_.empty() || messages_broken_) return false;
@@ -238,6 +240,7 @@ bool VerbsNic::arm() {
 }
 
 void VerbsNic::disarm() {
+  std::lock_guard lock(mutex_);
   drain_notifications();
   look_at_events();
 }

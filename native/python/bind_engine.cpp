@@ -120,7 +120,8 @@ nb::dict stats(EngineHandle& self) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-  nb::exception<NicError>(m, "NativeError", PyExc_RuntimeError);
+  nb::handle native_error = nb::exception<NicError>(m, "NativeError", PyExc_RuntimeError);
+  nb::exception<BadKeys>(m, "BadKeysError", native_error.ptr());
 
   nb::class_<Region>(m, "Region", "Memory registered on every NIC of an engine.")
       .def_prop_ro("length", [](const Region& region) { return region.memory.length; })
@@ -128,10 +129,9 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("closed", [](const Region& region) { return region.closed.load(); });
 
   nb::class_<RemoteKeys>(m, "RemoteKeys", "A peer's region, by the peer's NIC index.")
-      .def(nb::new_([](uint64_t region_id, uint64_t length, const std::vector<std::pair<uint64_t, uint64_t>>& keys,
-                       bool writable) {
-             std::vector<RemoteKeys::Key> by_nic;
-             for (const auto& [base, rkey] : keys) by_nic.push_back({base, rkey});
+      .def(nb::new_([](uint64_t region_id, uint64_t length, const std::vector<nb::bytes>& keys, bool writable) {
+             std::vector<std::vector<std::byte>> by_nic;
+             for (const auto& blob : keys) by_nic.push_back(to_vector(blob));
              return std::make_shared<RemoteKeys>(region_id, length, std::move(by_nic), writable);
            }),
            "region_id"_a, "length"_a, "keys"_a, "writable"_a);
@@ -194,16 +194,16 @@ void bind_engine(nb::module_& m) {
           "region_keys",
           [](EngineHandle& self, const Region& region) {
             uint64_t id;
-            std::vector<Registration> registrations;
+            std::vector<std::vector<std::byte>> blobs;
             {
               nb::gil_scoped_release release;
-              registrations = self.engine->region_keys(region, &id);
+              blobs = self.engine->region_keys(region, &id);
             }
-            std::vector<std::pair<uint64_t, uint64_t>> keys;
-            for (const auto& r : registrations) keys.emplace_back(r.remote_base, r.rkey);
+            nb::typed<nb::list, nb::bytes> keys;
+            for (const auto& blob : blobs) keys.append(to_bytes(blob));
             return std::make_pair(id, keys);
           },
-          "region"_a, "(region id, [(base, rkey) by NIC])")
+          "region"_a, "(region id, [blob for peers, by NIC; empty where it is not registered])")
       .def(
           "create_peer",
           [](EngineHandle& self, uint64_t connection, bool initiator, std::string name,
@@ -224,17 +224,17 @@ void bind_engine(nb::module_& m) {
             }
             nb::list out;
             for (const auto& half : halves) {
-              out.append(nb::make_tuple(to_bytes(half.address), half.pad_address, half.pad_rkey));
+              out.append(nb::make_tuple(to_bytes(half.address), to_bytes(half.pad)));
             }
             return out;
           },
           "peer"_a)
       .def(
           "activate_peer",
-          [](EngineHandle& self, Peer& peer, const std::vector<std::tuple<nb::bytes, uint64_t, uint64_t>>& remote,
-             int64_t pid, uint64_t pid_start_ticks) {
+          [](EngineHandle& self, Peer& peer, const std::vector<std::pair<nb::bytes, nb::bytes>>& remote, int64_t pid,
+             uint64_t pid_start_ticks) {
             std::vector<Engine::LinkHalf> halves;
-            for (const auto& [address, pad, rkey] : remote) halves.push_back({to_vector(address), pad, rkey});
+            for (const auto& [address, pad] : remote) halves.push_back({to_vector(address), to_vector(pad)});
             nb::gil_scoped_release release;
             self.engine->activate_peer(peer, halves, pid, pid_start_ticks);
           },

@@ -52,19 +52,14 @@ void check_immediate(int64_t id) {
   }
 }
 
-// Every link must have keys for its NIC at the other side; what is only to be read is not written.
-void check_keys(const Peer& peer, const RemoteKeys& remote, bool write) {
+// What is only to be read is not written; what is not imported yet is now.
+std::shared_ptr<const RemoteAccess> reach(EngineHandle& self, const std::shared_ptr<Peer>& peer, RemoteKeys& remote,
+                                          bool write) {
   if (write && !remote.writable) {
     throw nb::value_error(
-        ("peer " + peer.name + " has registered this memory readable_only: it can be read, not written").c_str());
+        ("peer " + peer->name + " has registered this memory readable_only: it can be read, not written").c_str());
   }
-  for (const auto& link : peer.links) {
-    if (link->ends.remote_nic >= remote.keys.size()) {
-      throw nb::value_error(("the descriptor has no key for NIC " + std::to_string(link->ends.remote_nic) +
-                             " of peer " + peer.name + ": is it a descriptor of another engine?")
-                                .c_str());
-    }
-  }
+  return self.engine->reach(peer, remote);
 }
 
 template <class T>
@@ -162,9 +157,9 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
   check_immediate(imm);
   check_range(read ? "destination" : "source", local_offset, length, region->memory.length);
   check_range(read ? "source" : "destination", remote_offset, length, remote->length);
-  check_keys(*peer, *remote, !read);
+  auto access = reach(self, peer, *remote, !read);
   auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm, std::move(after));
-  Piece piece{local_offset, std::move(remote), remote_offset, length};
+  Piece piece{local_offset, std::move(access), remote_offset, length};
   const SplitLimits& limits = peer->limits;
   transfer->add_lane<PieceSource>(std::move(peer), std::move(region), std::move(piece), read, imm, limits);
   return submit(self, std::move(transfer));
@@ -180,7 +175,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                                       uint64_t remote_size, uint64_t page_bytes, int64_t imm, After after) {
   check_open(*region);
   check_immediate(imm);
-  check_keys(*peer, *remote, true);
+  auto access = reach(self, peer, *remote, true);
   if (src_indices.shape(0) != dst_indices.shape(0)) {
     throw nb::value_error((std::to_string(src_indices.shape(0)) + " source pages but " +
                            std::to_string(dst_indices.shape(0)) + " destination pages")
@@ -194,7 +189,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
   auto to = page_side("destination pages", dst_indices, dst_offset, dst_stride, dst_runs, dst_run_stride, page_bytes,
                       std::min(remote_size, remote->length));
   const SplitLimits& limits = peer->limits;
-  transfer->add_lane<PageSource>(std::move(peer), std::move(region), std::move(from), std::move(remote), std::move(to),
+  transfer->add_lane<PageSource>(std::move(peer), std::move(region), std::move(from), std::move(access), std::move(to),
                                  page_bytes, imm, limits);
   return submit(self, std::move(transfer));
 }
@@ -212,8 +207,7 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
     if (index >= peers.size()) throw nb::index_error("scatter: no such peer in the group");
     check_range("source", local_offset, length, region->memory.length);
     check_range("destination", remote_offset, length, remote->length);
-    check_keys(*peers[index], *remote, true);
-    pieces[index].push_back({local_offset, remote, remote_offset, length});
+    pieces[index].push_back({local_offset, reach(self, peers[index], *remote, true), remote_offset, length});
   }
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
   for (size_t i = 0; i < peers.size(); ++i) {

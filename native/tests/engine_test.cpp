@@ -170,12 +170,12 @@ TEST_CASE("who knows a revoked key cannot work out the new one") {
   const auto region = engine.memory(bytes);
   std::set<uint64_t> seen;
   for (int i = 0; i < 8; ++i) {
-    const uint64_t old = engine.keys(*region)->keys[0].rkey;
+    const uint64_t old = rkey_of(*engine.keys(*region));
     const int64_t before = now_ns();
     const auto revoke = std::make_shared<RevokeOperation>(engine.engine, region, true, 5 * kSecond);
     engine.engine->submit(revoke);
     REQUIRE(revoke->wait(10 * kSecond));
-    const uint64_t fresh = engine.keys(*region)->keys[0].rkey;
+    const uint64_t fresh = rkey_of(*engine.keys(*region));
     CHECK(seen.insert(fresh).second);
     // What it once was: the old key in a linear congruence, and the clock, that a peer of the same host reads, too.
     const uint64_t clock = fresh - old * 6364136223846793005ull;
@@ -245,7 +245,7 @@ TEST_CASE("a wait ends in time while the engine is busy with something else") {
   pages.stride = 8;
   for (uint32_t i = 0; i < 4'000'000; ++i) pages.indices.push_back(i % 2 * 100);  // no two neighbours: none merge
   const auto many = std::make_shared<Transfer>(a.engine, Transfer::Kind::kWrite, 1);
-  many->add_lane<PageSource>(to_b, from, pages, b.keys(*into), pages, 8, 1, to_b->limits);
+  many->add_lane<PageSource>(to_b, from, pages, a.engine->reach(to_b, *b.keys(*into)), pages, 8, 1, to_b->limits);
   a.engine->submit(many);
   const auto never = a.expect(2, 1, 60 * kSecond);
   CHECK(!never->wait(kSecond / 50));

@@ -15,6 +15,15 @@ namespace railwire::testing {
 
 inline constexpr int64_t kSecond = 1'000'000'000;
 
+// Of a simulated NIC's plain blob.
+inline uint64_t rkey_of(const RemoteKeys& keys) { return parse_plain_blob(keys.blobs.at(0), "test").rkey; }
+// The same region with keys that its owner has not given.
+inline std::shared_ptr<RemoteKeys> forge(const RemoteKeys& keys) {
+  auto blobs = keys.blobs;
+  for (auto& blob : blobs) blob[8] ^= std::byte{1};  // of the rkey
+  return std::make_shared<RemoteKeys>(keys.region_id, keys.length, std::move(blobs));
+}
+
 inline SplitLimits limits_of(const Peer& peer) { return peer.limits; }
 
 // An engine with `count` NICs on a fabric; closed by its destructor. Without a worker it stands still while no thread
@@ -38,18 +47,17 @@ class TestEngine {
     return engine->register_memory({.address = bytes.data(), .length = bytes.size()}, 0);
   }
   std::shared_ptr<RemoteKeys> keys(const Region& region) {
-    auto out = std::make_shared<RemoteKeys>();
-    for (const auto& r : engine->region_keys(region, &out->region_id)) out->keys.push_back({r.remote_base, r.rkey});
-    out->length = region.memory.length;
-    return out;
+    uint64_t id = 0;
+    auto blobs = engine->region_keys(region, &id);
+    return std::make_shared<RemoteKeys>(id, region.memory.length, std::move(blobs));
   }
   std::shared_ptr<Transfer> write(const std::shared_ptr<Peer>& peer, const std::shared_ptr<Region>& region,
                                   uint64_t from, const std::shared_ptr<RemoteKeys>& remote, uint64_t to,
                                   uint64_t length, int64_t imm) {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, imm);
     transfer->submitted_ns = engine->submission_time();
-    transfer->add_lane<PieceSource>(peer, region, std::vector<Piece>{{from, remote, to, length}}, false, imm,
-                                    peer->limits);
+    transfer->add_lane<PieceSource>(peer, region, std::vector<Piece>{{from, engine->reach(peer, *remote), to, length}},
+                                    false, imm, peer->limits);
     engine->submit(transfer);
     return transfer;
   }

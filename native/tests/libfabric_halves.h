@@ -67,10 +67,6 @@ void on_every_bed(F&& test) {
 inline constexpr size_t kBytes = 8 << 20;
 inline constexpr size_t kPad = kBytes - 64;  // where flushes go
 
-struct RemoteMemory {
-  uint64_t base, key;
-};
-
 // One NIC with one link and one region.
 struct Half {
   explicit Half(const std::string& spec, const std::map<std::string, std::string>& options = {})
@@ -86,16 +82,15 @@ struct Half {
   static uint64_t random_key() { return (uint64_t{std::random_device()()} << 32) | std::random_device()(); }
 
   void meet(const Wire& wire) {
-    const RemoteMemory mine{region.remote_base, region.rkey};
     wire.put(link->address());
     wire.put(nic->address());
-    wire.put(&mine, sizeof mine);
+    wire.put(region.blob);
     const auto link_address = wire.get();
     const auto nic_address = wire.get();
     const auto theirs = wire.get();
     SIDE_CHECK(link_address.size() <= 128);
     SIDE_CHECK(nic_address.size() <= 256);
-    std::memcpy(&remote, theirs.data(), sizeof remote);
+    remote = nic->import_memory(theirs);
     link->connect(link_address);
     peer = nic->resolve(nic_address);
   }
@@ -104,7 +99,7 @@ struct Half {
     return {.local = length ? memory.data() + from : nullptr,
             .local_key = region.local,
             .remote = remote.base + to,
-            .rkey = remote.key,
+            .rkey = remote.rkey,
             .length = length,
             .flags = flags,
             .immediate = immediate,

@@ -35,11 +35,8 @@ class Puppet {
     connection_ = next++;
     peer = engine.engine->create_peer(connection_, true, "puppet", {{0, 0, nic_->address()}});
     link_->connect(engine.engine->link_halves(*peer).at(0).address);
-    engine.engine->activate_peer(*peer, {{link_->address(), 0, 0}}, 0, 0);
+    engine.engine->activate_peer(*peer, {{link_->address(), plain_blob(0, 0)}}, 0, 0);
     to_engine_ = nic_->resolve(engine.engine->nics()[0]->address());
-    keys->region_id = 77;
-    keys->length = 1 << 20;
-    keys->keys.push_back({0, 1});
   }
   // Everything that has come. Pings are answered if `pongs`, records acknowledged if `acks`; returns the records'
   // types.
@@ -90,7 +87,8 @@ class Puppet {
   }
 
   std::shared_ptr<Peer> peer;
-  std::shared_ptr<RemoteKeys> keys = std::make_shared<RemoteKeys>();
+  const std::shared_ptr<RemoteKeys> keys =
+      std::make_shared<RemoteKeys>(77, 1 << 20, std::vector<std::vector<std::byte>>{plain_blob(0, 1)});
 
  private:
   std::unique_ptr<Nic> nic_;
@@ -133,8 +131,7 @@ TEST_CASE("refused by a peer that lives: the transfer says so after about a roun
       const auto [to_b, to_a] = join(a, b);
       std::vector<std::byte> source(4096), target(4096);
       const auto from = a.memory(source), into = b.memory(target);
-      const auto keys = b.keys(*into), forged = b.keys(*into);
-      for (auto& key : forged->keys) key.rkey ^= 1;
+      const auto keys = b.keys(*into), forged = forge(*keys);
       int64_t fastest = kSecond;
       for (int round = 0; round < 10; ++round) {
         const auto fine = a.write(to_b, from, 0, keys, 0, 4096, -1);
@@ -168,8 +165,7 @@ TEST_CASE("refused by a peer that lives, over messages that get lost: still nobo
     const auto [to_b, to_a] = join(a, b);
     std::vector<std::byte> source(4096), target(4096);
     const auto from = a.memory(source), into = b.memory(target);
-    const auto forged = b.keys(*into);
-    for (auto& key : forged->keys) key.rkey ^= 1;
+    const auto forged = forge(*b.keys(*into));
     for (int round = 0; round < 5; ++round) {
       const auto wrong = a.write(to_b, from, 0, forged, 0, 1000, round % 2 ? 5 : -1);
       REQUIRE(wrong->wait(10 * kSecond));
@@ -191,8 +187,7 @@ TEST_CASE("the reason of a link that broke by a refusal is the refusal, whoever 
     const auto [to_b, to_a] = join(a, b);
     std::vector<std::byte> source(4096), target(4096);
     const auto from = a.memory(source), into = b.memory(target);
-    const auto keys = b.keys(*into), forged = b.keys(*into);
-    for (auto& key : forged->keys) key.rkey ^= 1;
+    const auto keys = b.keys(*into), forged = forge(*keys);
     // Timers that run out all the time make the engine look at its links all the time; what comes back of this one is
     // more than one look at the NIC brings.
     std::vector<std::shared_ptr<Expectation>> timers;
@@ -356,7 +351,8 @@ TEST_CASE("a transfer in doubt holds nobody up: other writes, its source, the fe
   const auto both = std::make_shared<Transfer>(a.engine, Transfer::Kind::kWrite, 9);
   both->submitted_ns = now_ns();
   for (const auto& [peer, remote] : {std::pair(puppet.peer, puppet.keys), std::pair(to_b, b.keys(*into))}) {
-    both->add_lane<PieceSource>(peer, from, std::vector<Piece>{{0, remote, 0, 4096}}, false, 9, peer->limits);
+    both->add_lane<PieceSource>(peer, from, std::vector<Piece>{{0, a.engine->reach(peer, *remote), 0, 4096}}, false, 9,
+                                peer->limits);
   }
   const auto landed = b.expect(9, 1);
   a.engine->submit(both);

@@ -36,10 +36,11 @@ class StandInNic final : public Nic {
     ++sent;
     return true;
   }
-  Registration register_memory(const MemorySpec& m) override { return {m.address, nullptr, 1, 0}; }
+  Registration register_memory(const MemorySpec& m) override { return {m.address, nullptr, plain_blob(0, 1)}; }
   void deregister(Registration& registration) override { registration = {}; }
   std::unique_ptr<railwire::Link> create_link() override {
     auto link = std::make_unique<Link>(*this);
+    std::lock_guard lock(links_mutex_);
     links_.push_back(link.get());
     return link;
   }
@@ -48,6 +49,7 @@ class StandInNic final : public Nic {
     if (polls_until_flushes_break > 0 && --polls_until_flushes_break == 0) flushes_break_ = true;
     size_t n = 0;
     if (arrivals) out[n++] = {.kind = Completion::kImmediate, .immediate = *arrivals};
+    std::lock_guard lock(links_mutex_);
     for (Link* link : links_) {
       for (; n < out.size() && !link->back.empty(); ++n, link->back.pop_front()) out[n] = link->back.front();
     }
@@ -69,7 +71,10 @@ class StandInNic final : public Nic {
   struct Link final : railwire::Link {
     explicit Link(StandInNic& nic) : nic(nic) {}
     ~Link() override {
-      std::erase(nic.links_, this);
+      {
+        std::lock_guard lock(nic.links_mutex_);
+        std::erase(nic.links_, this);
+      }
       if (nic.on_link_gone) nic.on_link_gone();
     }
     std::vector<std::byte> address() const override { return std::vector<std::byte>(4); }
@@ -87,19 +92,21 @@ class StandInNic final : public Nic {
       return n;
     }
     size_t outstanding() const override { return back.size(); }
+    bool closed() const override { return is_closed && back.empty(); }
     bool broken() const override { return broke; }
     void close() override {
       broke = true;
-      if (!std::exchange(closed, true) && nic.on_link_closed) nic.on_link_closed();
+      if (!std::exchange(is_closed, true) && nic.on_link_closed) nic.on_link_closed();
     }
 
     StandInNic& nic;
-    bool broke = false, closed = false;
+    bool broke = false, is_closed = false;
     std::deque<Completion> back;
   };
 
   NicInfo info_;
   bool flushes_break_ = false;
+  std::mutex links_mutex_;
   std::vector<Link*> links_;
 };
 

@@ -49,8 +49,8 @@ struct End {
                     uint32_t flags = WorkRequest::kImmediate) {
     return {.local = memory.data() + from,
             .local_key = region.local,
-            .remote = to.region.remote_base + at,
-            .rkey = to.region.rkey,
+            .remote = nic->import_memory(to.region.blob).base + at,
+            .rkey = nic->import_memory(to.region.blob).rkey,
             .length = length,
             .flags = flags,
             .immediate = immediate,

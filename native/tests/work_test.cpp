@@ -19,11 +19,11 @@ struct Bench {
   explicit Bench(uint64_t size)
       : region(std::make_shared<Region>(std::weak_ptr<Engine>(),
                                         MemorySpec{.address = reinterpret_cast<void*>(kBase), .length = size}, 0)),
-        remote(std::make_shared<RemoteKeys>(1, size, std::vector<RemoteKeys::Key>{{0, kKey}})) {
+        remote(std::make_shared<RemoteAccess>(RemoteAccess{nullptr, 1, {{0, kKey}}, {}})) {
     region->registrations.resize(1);
   }
   std::shared_ptr<Region> region;
-  std::shared_ptr<RemoteKeys> remote;
+  std::shared_ptr<RemoteAccess> remote;
 };
 
 // destination byte -> source byte, for all WRs; and the units of weight that they carry.

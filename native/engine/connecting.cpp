@@ -1,0 +1,158 @@
+// Making a peer: its links, what the other side must know of them, and the moment from which it is up. The NICs' part
+// of it may block, and is done without the driver's lock.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+// Field 22 of /proc/PID/stat: tells a process from a later one with the same number. 0: no such process.
+uint64_t start_ticks(int64_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  if (!std::getline(file, line)) return 0;
+  const size_t after_name = line.rfind(')');
+  if (after_name == std::string::npos) return 0;
+  std::istringstream rest(line.substr(after_name + 2));
+  std::string field;
+  for (int i = 3; i <= 22 && rest >> field; ++i) {
+    if (i == 22) return std::strtoull(field.c_str(), nullptr, 10);
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, std::string name,
+                                          const std::vector<LinkPlan>& plan) {
+  const auto setup = enter_setup();
+  if (plan.empty()) throw NicError("no NIC of ours can reach peer " + name);
+  auto peer = std::make_shared<Peer>();
+  peer->connection = connection;
+  peer->initiator = initiator;
+  peer->name = std::move(name);
+  peer->limits.links = static_cast<uint32_t>(plan.size());
+  peer->limits.max_write_bytes = UINT64_MAX;
+  try {
+    for (const LinkPlan& wanted : plan) {
+      if (wanted.local_nic >= nics_.size()) throw NicError("no such NIC: " + std::to_string(wanted.local_nic));
+      auto link = std::make_unique<PeerLink>();
+      link->wr_kind = WrContext::kFlush;
+      link->peer = peer.get();
+      link->index = link->ends.index = static_cast<uint32_t>(peer->links.size());
+      link->nic = nics_[wanted.local_nic].get();
+      link->ends.local_nic = wanted.local_nic;
+      link->ends.remote_nic = wanted.remote_nic;
+      link->link = link->nic->create_link();
+      link->own_address = link->link->address();
+      link->control = control_addresses_.take(wanted.local_nic, wanted.remote_control);
+      link->control_address = wanted.remote_control;
+      peer->limits.max_write_bytes = std::min(peer->limits.max_write_bytes, link->nic->info().max_write_bytes);
+      peer->all_links_fence &= link->nic->info().closing_fences;
+      peer->links.push_back(std::move(link));
+    }
+    const auto lock = lock_driver();
+    if (closed()) throw NicError("the engine is closed");
+    auto& ends = by_connection_[connection];
+    if (ends[initiator]) throw NicError("connection is already known");
+    peer->id = next_peer_++;
+    ends[initiator] = peer.get();
+    peers_.push_back(peer);
+  } catch (...) {
+    for (auto& link : peer->links) {
+      link->link.reset();
+      control_addresses_.let_go(link->ends.local_nic, link->control_address);
+    }
+    throw;
+  }
+  return peer;
+}
+
+std::vector<Engine::LinkHalf> Engine::link_halves(Peer& peer) {
+  const auto lock = lock_driver();
+  if (peer.ended()) throw NicError("peer " + peer.name + " has ended");
+  std::vector<LinkHalf> halves;
+  for (const auto& link : peer.links) {
+    halves.push_back({link->own_address, pad_registrations_[link->ends.local_nic].blob});
+  }
+  return halves;
+}
+
+void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int64_t pid, uint64_t pid_start_ticks) {
+  const auto setup = enter_setup();
+  if (remote.size() != peer.links.size()) throw NicError("peer " + peer.name + " offers another number of links");
+  {
+    const auto lock = lock_driver();
+    if (peer.state.load() != PeerState::kConnecting || peer.in_setup) {
+      throw NicError("peer " + peer.name + " is not being connected");
+    }
+    peer.in_setup = true;  // whoever ends it now leaves its links to us
+  }
+  std::string problem;
+  try {
+    for (size_t i = 0; i < remote.size(); ++i) {
+      PeerLink& link = *peer.links[i];
+      link.link->connect(remote[i].address);
+      const auto pad = import_blob(link.ends.local_nic, remote[i].pad, link.imported_pad);
+      link.ends.pad_address = pad.base;
+      link.ends.pad_rkey = pad.rkey;
+    }
+  } catch (const NicError& error) {
+    problem = error.what();
+  }
+  const bool same_process = pid == getpid();
+  int pid_fd = -1;
+  if (pid > 0 && !same_process && pid_start_ticks && start_ticks(pid) == pid_start_ticks) {
+    pid_fd = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
+  }
+  const auto lock = lock_driver();
+  peer.in_setup = false;
+  peer.same_process = same_process;
+  peer.pid_fd = pid_fd;
+  if (peer.ended()) {
+    for (const auto& link : peer.links) link->link->close();
+    next_tick_ = 0;
+    throw NicError("peer " + peer.name + " has ended while it was being connected: " + peer.end_reason.message);
+  }
+  if (!problem.empty()) throw NicError(problem);
+  const int64_t now = now_ns();
+  for (auto& link : peer.links) {
+    link->up = link->reachable = link->ever_up = true;
+    link->last_heard = link->last_progress = link->up_since = now;
+  }
+  peer.last_up = now;
+  peer.state.store(PeerState::kConnected);
+  next_tick_ = 0;
+  if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+}
+
+void Engine::abandon_peer(Peer& peer, const std::string& why) {
+  const auto lock = lock_driver();
+  if (peer.state.load() != PeerState::kConnecting) return;
+  peer_ended(peer, PeerState::kClosed, {Reason::kClosed, peer.id, "", why});
+  if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+}
+
+bool Engine::send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload) {
+  if (closed()) return true;
+  const auto setup = enter_setup();
+  const auto frame = FrameWriter({.type = FrameType::kHandshake}).put_bytes(payload).take();
+  const uint64_t to = control_addresses_.take(nic, address);
+  bool sent = true;
+  {
+    const auto lock = lock_driver();
+    sent = nics_[nic]->send(to, frame, nullptr);
+  }
+  control_addresses_.let_go(nic, address);
+  return sent;
+}
+
+}  // namespace railwire

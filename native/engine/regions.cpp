@@ -1,0 +1,173 @@
+// Memory: our own, registered with the NICs, and peers', imported. None of it holds the driver's lock while a NIC
+// works: to pin hundreds of gigabytes takes seconds, in which the engine answers and posts.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "engine/engine.h"
+
+namespace railwire {
+namespace {
+
+// A descriptor of our own of the same file: the region may be registered anew when the caller has closed his.
+int own_descriptor(int fd) {
+  if (fd < 0) return -1;
+  const int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (own < 0) throw NicError(std::string("keeping the descriptor of a region's memory: ") + std::strerror(errno));
+  return own;
+}
+
+}  // namespace
+
+Region::~Region() {
+  if (const auto engine = engine_.lock()) engine->retire_region(*this);
+  for (const int fd : {memory.dmabuf_fd, memory.shared_fd}) {
+    if (fd >= 0) ::close(fd);
+  }
+}
+
+ImportedMemory::~ImportedMemory() {
+  if (const auto engine = engine_.lock()) engine->retire_import(*this);
+}
+
+std::shared_lock<std::shared_mutex> Engine::enter_setup() {
+  if (inherited_) throw NicError("this engine belongs to the process that was forked; open one in this process");
+  std::shared_lock lock(setup_gate_);
+  if (closed()) throw NicError("the engine is closed");
+  return lock;
+}
+
+std::shared_ptr<Region> Engine::register_memory(MemorySpec memory, uint64_t owner) {
+  const auto setup = enter_setup();
+  memory.key_hint = random_u64();
+  memory.dmabuf_fd = own_descriptor(memory.dmabuf_fd);
+  try {
+    memory.shared_fd = own_descriptor(memory.shared_fd);
+  } catch (...) {
+    if (memory.dmabuf_fd >= 0) ::close(memory.dmabuf_fd);
+    throw;
+  }
+  auto region = std::make_shared<Region>(weak_from_this(), memory, owner);
+  region->id = memory.key_hint;
+  {
+    std::lock_guard guard(memory_mutex_);
+    live_regions_.insert(region.get());
+  }
+  // On failure ~Region hands back what has been registered so far.
+  register_all(memory, region->registrations);
+  return region;
+}
+
+// With every NIC that takes such memory. Throws NicError if there is none, or if one fails.
+void Engine::register_all(const MemorySpec& memory, std::vector<Registration>& registrations) {
+  std::string refusals;
+  bool any = false;
+  for (const auto& nic : nics_) {
+    const std::string why = nic->refuses(memory);
+    registrations.push_back(why.empty() ? nic->register_memory(memory) : Registration{});
+    any |= why.empty();
+    if (!why.empty()) refusals += (refusals.empty() ? "" : "; ") + why;
+  }
+  if (!any) throw NicError(refusals);
+}
+
+void Engine::deregister_all(std::vector<Registration>& registrations) {
+  for (size_t i = 0; i < registrations.size(); ++i) nics_[i]->deregister(registrations[i]);
+  registrations.clear();
+}
+
+std::vector<std::vector<std::byte>> Engine::region_keys(const Region& region, uint64_t* id) {
+  const auto lock = lock_driver();
+  *id = region.id;
+  std::vector<std::vector<std::byte>> blobs;
+  for (const Registration& registration : region.registrations) blobs.push_back(registration.blob);
+  return blobs;
+}
+
+// Any thread may be here, also one that drives or closes the engine: nothing is waited for.
+void Engine::retire_region(Region& region) {
+  if (inherited_) return;
+  std::lock_guard guard(memory_mutex_);
+  live_regions_.erase(&region);
+  const uint64_t owner = region.owner;
+  const auto release = [this, owner] { events().push({Event::kRelease, options_.event_tag, owner, {}}); };
+  auto registrations = std::make_shared<std::vector<Registration>>(std::move(region.registrations));
+  region.registrations.clear();
+  if (nics_gone_ || registrations->empty()) {
+    release();
+    return;
+  }
+  const auto task = [this, registrations, release] {
+    deregister_all(*registrations);
+    release();
+  };
+  if (!setup_thread_.push(task)) task();  // the engine is being closed
+}
+
+void Engine::retire_import(ImportedMemory& imported) {
+  if (inherited_) return;
+  std::lock_guard guard(memory_mutex_);
+  if (live_imports_.erase(&imported) == 0) return;
+  std::erase_if(imports_, [](const auto& entry) { return entry.second.expired(); });
+  const uint32_t nic = imported.nic;
+  const auto task = [this, nic, memory = imported.memory] {
+    RemoteMemory released = memory;
+    nics_[nic]->release_memory(released);
+  };
+  if (!setup_thread_.push(task)) task();
+}
+
+RemoteAccess::Key Engine::import_blob(uint32_t nic, const std::vector<std::byte>& blob,
+                                      std::vector<std::shared_ptr<const ImportedMemory>>& keep) {
+  {
+    std::lock_guard guard(memory_mutex_);
+    const auto known = imports_.find({nic, blob});
+    if (known != imports_.end()) {
+      if (auto imported = known->second.lock()) {
+        keep.push_back(imported);
+        return {imported->memory.base, imported->memory.rkey};
+      }
+    }
+  }
+  const RemoteMemory memory = nics_[nic]->import_memory(blob);
+  if (memory.handle) {  // two threads may have imported it both: then it is released twice
+    auto imported = std::make_shared<ImportedMemory>(weak_from_this(), nic, memory);
+    std::lock_guard guard(memory_mutex_);
+    live_imports_.insert(imported.get());
+    imports_[{nic, blob}] = imported;
+    keep.push_back(std::move(imported));
+  }
+  return {memory.base, memory.rkey};
+}
+
+std::shared_ptr<const RemoteAccess> Engine::reach(const std::shared_ptr<Peer>& peer, RemoteKeys& keys) {
+  {
+    std::lock_guard guard(keys.mutex_);
+    if (keys.access_ && keys.access_->peer == peer) return keys.access_;
+  }
+  const auto setup = enter_setup();
+  auto access = std::make_shared<RemoteAccess>();
+  access->peer = peer;
+  access->region_id = keys.region_id;
+  for (const auto& link : peer->links) {
+    const uint32_t remote = link->ends.remote_nic;
+    if (remote >= keys.blobs.size() || keys.blobs[remote].empty()) {
+      throw BadKeys("the descriptor has no key for NIC " + std::to_string(remote) + " of peer " + peer->name +
+                    ": is it a descriptor of another engine?");
+    }
+    try {
+      access->keys.push_back(import_blob(link->ends.local_nic, keys.blobs[remote], access->imported));
+    } catch (const NicError& error) {
+      throw BadKeys("memory of peer " + peer->name + " cannot be reached: " + error.what());
+    }
+  }
+  std::lock_guard guard(keys.mutex_);
+  keys.access_ = access;
+  return access;
+}
+
+}  // namespace railwire
