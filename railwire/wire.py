@@ -14,6 +14,9 @@ from railwire.errors import DescriptorError
 
 VERSION = 2
 
+UNREADABLE = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
+"""What msgspec and json raise for bytes that are not what they should be: the last for what is nested too deeply."""
+
 Incarnation = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 NicIndex = Annotated[int, msgspec.Meta(ge=0, lt=64)]
@@ -126,7 +129,7 @@ def encode(message: msgspec.Struct) -> bytes:
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes, what: str) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DescriptorError(f"these {len(data)} bytes are no {what}: {error}") from error
 
 

@@ -58,6 +58,7 @@ def alone() -> Iterator[Callable[[list[int], int], list[int]]]:
 
 
 Alone = Callable[[list[int], int], list[int]]
+NESTED = b'{"model": "tiny", "prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_errors_have_openais_shape(cluster: Cluster, body: dict[str, Any], statu
 def test_garbage_is_refused_everywhere(cluster: Cluster) -> None:
     targets = [("router", "/v1/completions"), ("prefill0", "/prefill"), ("decode0", "/decode")]
     for name, path in targets:
-        for data in (b"", b"\xff\xfe", b"[]", b"{", b'{"request_id": 1}', b"null"):
+        for data in (b"", b"\xff\xfe", b"[]", b"{", b'{"request_id": 1}', b"null", NESTED):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(urllib.request.Request(cluster[name].url + path, data), timeout=10.0)
             with caught.value as error:

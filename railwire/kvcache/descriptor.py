@@ -10,6 +10,7 @@ from railwire.errors import DescriptorError
 from railwire.kvcache.layout import InstanceLayout
 from railwire.kvcache.messages import MAX_NAME, VERSION, pack, unpack
 from railwire.peer import EngineAddress
+from railwire.wire import UNREADABLE
 
 
 class _Wire(msgspec.Struct, frozen=True, array_like=True):
@@ -48,7 +49,7 @@ class RankDescriptor:
             if wire.version != VERSION:
                 raise DescriptorError(f"the prefiller speaks version {wire.version} of the KV protocol, we {VERSION}")
             layout = msgspec.msgpack.decode(unpack(wire.layout), type=InstanceLayout)
-        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise DescriptorError(f"not a descriptor of a prefill rank: {error}") from error
         if not 0 <= wire.rank < len(layout.ranks):
             raise DescriptorError(f"a descriptor of rank {wire.rank} of {len(layout.ranks)}")

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from railwire.errors import DescriptorError
+from railwire.wire import UNREADABLE
 
 VERSION = 3
 MAGIC = b"RWKV"
@@ -140,7 +141,7 @@ def decode(data: bytes) -> Message:
         raise DescriptorError("not a KV-cache message")
     try:
         message: Message = _decoder.decode(data[4:])
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise DescriptorError(f"a KV-cache message that cannot be read: {error}") from error
     return message
 

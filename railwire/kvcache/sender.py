@@ -24,6 +24,7 @@ from railwire.kvcache.plan import plan
 from railwire.kvcache.push import Push
 from railwire.kvcache.receiver import check_regions
 from railwire.memory import RemoteRegion
+from railwire.wire import UNREADABLE
 
 if TYPE_CHECKING:
     from railwire.engine import TransferEngine
@@ -303,7 +304,7 @@ class Sender:
                 region.nbytes < nbytes for region, nbytes in zip(regions, layout.region_bytes, strict=True)
             ):
                 raise LayoutError("regions that are not what the layout says")
-        except (LayoutError, DescriptorError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (LayoutError, DescriptorError, *UNREADABLE) as error:
             self.channel.send(peer, messages.Refused(hello.digest, str(error)[: messages.MAX_REASON]))
             return
         known = self._destinations.get(peer.id)

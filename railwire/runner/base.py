@@ -40,9 +40,12 @@ class Detokenizer(Protocol):
 
 class Tokenizer(Protocol):
     stop_tokens: tuple[int, ...]
+    longest: int
+    """Characters that one token stands for, at most: a text of n characters has at least n / longest tokens."""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids. Control tokens written out in the text count as such only with ``special``."""
+        """Token ids; other threads run meanwhile. Control tokens written out in the text count as such only with
+        ``special``."""
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of these tokens; control tokens yield none."""

@@ -8,6 +8,7 @@ import aiohttp
 
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, LegFailed
+from railwire.wire import UNREADABLE
 
 MAX_LINE = 1 << 20
 # The second: what cannot be read as HTTP, such as a line without end.
@@ -16,7 +17,7 @@ BROKEN = (
     aiohttp.http_exceptions.HttpProcessingError,
     asyncio.TimeoutError,
     OSError,
-    ValueError,
+    *UNREADABLE,
 )
 """All that a server, or the way to it, can do to a request; :func:`lost` makes a LegFailed of it."""
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from railwire.kvcache.router.transport import Blame
 from railwire.runner import Runner
+from railwire.wire import UNREADABLE
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ async def read_body(request: web.Request, kind: type[T]) -> T:
     """Raises LegError if the request is no such body."""
     try:
         return msgspec.json.decode(await request.read(), type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise LegError(f"not the body of {request.path}: {error}", blame="request", status=400) from error
 
 

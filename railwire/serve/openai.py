@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from railwire.kvcache.router.transport import Sampling
 from railwire.runner import Tokenizer
+from railwire.wire import UNREADABLE
 
 MAX_PROMPTS = 64
 MAX_STOPS = 16
@@ -90,11 +92,19 @@ class Completion(msgspec.Struct):
     timing: bool
 
 
-def parse(data: bytes, tokenizer: Tokenizer) -> Completion:
-    """Raises ApiError for what cannot be answered, naming the parameter."""
+def parse(data: bytes, tokenizer: Tokenizer, context_of: Callable[[str], int | None] = lambda _: None) -> Completion:
+    """Looks through the body of a request.
+
+    Args:
+        context_of: the context of a model by its name, in tokens; None: not known. A prompt that is longer for certain
+            is refused before it is turned into tokens, which takes a second for 700 KB of text.
+
+    Raises:
+        ApiError: what cannot be answered, naming the parameter; and what ``context_of`` raises.
+    """
     try:
         body = msgspec.json.decode(data, type=CompletionBody)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ApiError(400, f"the request is not valid: {error}") from error
     unsupported = {
         "n": body.n not in (None, 1),
@@ -122,11 +132,12 @@ def parse(data: bytes, tokenizer: Tokenizer) -> Completion:
     if len(stops) > MAX_STOPS or any(not stop or len(stop) > 1000 for stop in stops):
         raise ApiError(400, f"stop is at most {MAX_STOPS} strings of 1 to 1000 characters", param="stop")
     seed = secrets.randbits(63) if body.seed is None else body.seed
+    context = context_of(body.model)
     return Completion(
         id=f"cmpl-{secrets.token_hex(12)}",
         created=int(time.time()),
         model=body.model,
-        prompts=_prompts(body.prompt, tokenizer),
+        prompts=_prompts(body.prompt, tokenizer, context),
         max_tokens=max_tokens,
         sampling=Sampling(temperature, top_p, seed % 2**63),
         stops=stops,
@@ -138,7 +149,7 @@ def parse(data: bytes, tokenizer: Tokenizer) -> Completion:
     )
 
 
-def _prompts(prompt: str | list[Any], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+def _prompts(prompt: str | list[Any], tokenizer: Tokenizer, context: int | None) -> list[tuple[int, ...]]:
     """A string, token ids, or a list of either."""
     if isinstance(prompt, str):
         several: list[Any] = [prompt]
@@ -150,6 +161,15 @@ def _prompts(prompt: str | list[Any], tokenizer: Tokenizer) -> list[tuple[int, .
         raise ApiError(400, f"prompt has 1 to {MAX_PROMPTS} entries, not {len(several)}", param="prompt")
     prompts = []
     for one in several:
+        if isinstance(one, str | list) and context is not None:
+            least = -(-len(one) // tokenizer.longest) if isinstance(one, str) else len(one)
+            if least >= context:
+                raise ApiError(
+                    400,
+                    f"a prompt of at least {least} tokens leaves no room for an answer in the context of {context}",
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
         if isinstance(one, str):
             tokens = tokenizer.encode(one)
         elif isinstance(one, list) and all(type(item) is int for item in one):

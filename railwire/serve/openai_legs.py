@@ -17,6 +17,7 @@ import aiohttp
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
 from railwire.serve.client import BROKEN, MAX_LINE, LegSession, lost
+from railwire.wire import UNREADABLE
 
 _PROBE_SECONDS = 2.0
 _PROBES = 3  # in a row without an answer
@@ -175,7 +176,7 @@ def _hang_up(pending: asyncio.Future[Any]) -> None:
 def _chunk(line: bytes, member: Member) -> dict[str, Any]:
     try:
         chunk = json.loads(line[5:])
-    except ValueError as error:
+    except UNREADABLE as error:
         raise LegFailed(f"decoder {member.id} sends no JSON: {line[:100]!r}", blame="decoder") from error
     if not isinstance(chunk, dict):
         raise LegFailed(f"decoder {member.id} sends no JSON object: {line[:100]!r}", blame="decoder")
@@ -219,7 +220,7 @@ async def _failure(response: aiohttp.ClientResponse, member: Member, who: Blame)
     try:
         data = json.loads(await response.content.read(65536))
         text = _text(data.get("error", data))
-    except (ValueError, AttributeError, aiohttp.ClientError):
+    except (AttributeError, aiohttp.ClientError, *UNREADABLE):
         text = f"HTTP {response.status}"
     blame: Blame = "request" if response.status in (400, 413, 422) else who
     return LegFailed(f"{who} {member.id} at {member.url}: {text}", blame=blame, busy=response.status in (429, 503))

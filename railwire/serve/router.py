@@ -158,7 +158,7 @@ class RouterService:
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         if self.draining:
             raise ApiError(503, "the router is shutting down", kind="server_error", code="draining")
-        wanted = await asyncio.to_thread(openai.parse, await request.read(), self.tokenizer)
+        wanted = await asyncio.to_thread(openai.parse, await request.read(), self.tokenizer, self._context)
         self._check(wanted)
         if self._active + len(wanted.prompts) > self.config.max_active:
             raise ApiError(429, "too many requests are being worked on", kind="rate_limit_error", code="overloaded")
@@ -173,12 +173,20 @@ class RouterService:
         finally:
             self._active -= len(answers)
 
-    def _check(self, wanted: Completion) -> None:
-        members = [m for m in self.router.members.values() if m.model == wanted.model]
+    def _serving(self, model: str) -> list[Member]:
+        """Its members; called from other threads, too. Raises ApiError if there are none."""
+        members = [m for m in self.router.members.values() if m.model == model]
         if not members:
             names = ", ".join(self.router.models()) or "none yet"
-            text = f"the model {wanted.model!r} is not served here; there is: {names}"
+            text = f"the model {model[:200]!r} is not served here; there is: {names}"
             raise ApiError(404, text, param="model", code="model_not_found")
+        return members
+
+    def _context(self, model: str) -> int:
+        return min(member.context for member in self._serving(model))
+
+    def _check(self, wanted: Completion) -> None:
+        members = self._serving(wanted.model)
         vocab, context = min(m.vocab for m in members), min(m.context for m in members)
         for tokens in wanted.prompts:
             if max(tokens) >= vocab:

@@ -16,6 +16,7 @@ class ByteTokenizer:
     """A :class:`railwire.runner.Tokenizer` for models without one (random weights): a token is a byte of UTF-8."""
 
     stop_tokens: tuple[int, ...] = ()
+    longest = 1
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         return list(text.encode())

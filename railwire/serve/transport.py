@@ -13,6 +13,7 @@ import aiohttp
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Blame, DecodeEvent, DecodeLeg, LegFailed, PrefillLeg
 from railwire.serve.client import BROKEN, MAX_LINE, LegSession, lost
+from railwire.wire import UNREADABLE
 
 _BLAMES: dict[str, Blame] = {"prefiller": "prefiller", "decoder": "decoder", "pair": "pair", "request": "request"}
 
@@ -95,7 +96,7 @@ def _event(line: bytes, member: Member) -> DecodeEvent:
         kind = data["event"]
         token = int(data.get("token", -1))
         when = float(data.get("t", 0.0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, *UNREADABLE) as error:
         raise LegFailed(f"decoder {member.id} sends no event: {line[:100]!r}", blame="decoder") from error
     if (kind == "token" and not 0 <= token < member.vocab) or not math.isfinite(when):
         raise LegFailed(f"decoder {member.id} sends token {token} of {member.vocab}", blame="decoder")
@@ -109,7 +110,7 @@ async def _failure(response: aiohttp.ClientResponse, member: Member, who: Blame)
     try:
         body = json.loads(await response.content.read(65536))
         return _refusal(body["error"], member, who)
-    except (ValueError, KeyError, TypeError, aiohttp.ClientError):
+    except (KeyError, TypeError, aiohttp.ClientError, *UNREADABLE):
         return LegFailed(f"{who} {member.id} at {member.url} answers {response.status}", blame=who)
 
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from railwire.kvcache.router.membership import Member, MembershipError, MembershipLost, poll
+from railwire.wire import UNREADABLE
 
 _MAX_ANSWER = 64 << 20
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a registry is not behind a web proxy
@@ -120,7 +121,7 @@ class EtcdMembership:
                 if "lease not found" in text:
                     raise MembershipLost(f"etcd: {text[:200]}") from error
                 raise MembershipError(f"etcd at {url}: {error.code} {text[:200]}") from error
-            except (OSError, ValueError, http.client.HTTPException) as error:  # URLErrors and time-outs are OSErrors
+            except (OSError, http.client.HTTPException, *UNREADABLE) as error:  # URLErrors and time-outs are OSErrors
                 why = f"etcd at {url}: {error}"
                 self._endpoints.append(self._endpoints.pop(0))
         raise MembershipError(why)

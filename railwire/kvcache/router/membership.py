@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from railwire.errors import RailwireError
+from railwire.wire import UNREADABLE
 
 log = logging.getLogger("railwire.kvcache.router")
 
@@ -75,7 +76,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
             raise MembershipError(f"a member's record of {len(data)} bytes; at most {MAX_RECORD_BYTES} are taken")
         try:
             member = msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise MembershipError(f"not a member's record: {error}") from error
         if not member.id or member.block_tokens < 1 or member.num_blocks < 1 or member.context < 1 or member.vocab < 1:
             raise MembershipError(f"the record of member {member.id!r} has sizes that cannot be")

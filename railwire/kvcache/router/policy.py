@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,12 +55,24 @@ def prefix_hashes(tokens: Sequence[int], block_tokens: int, salt: bytes) -> list
     return hashes
 
 
+@dataclass(slots=True)
+class _Known:
+    legs: int = 0
+    """Legs under way that will make it, or use it."""
+    made: bool = False
+    """A leg that makes or uses it has done its work."""
+
+
 class PrefixIndex:
-    """What one instance is thought to have cached: as many blocks as it has, the least recently used go first."""
+    """What one instance is thought to have cached: as many blocks as it has, the least recently used go first.
+
+    A leg claims its blocks when it begins. What no leg has ever finished is forgotten with the last that claimed it;
+    what one has finished stays, whatever becomes of others.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -72,16 +84,38 @@ class PrefixIndex:
                 return count
         return len(hashes)
 
-    def add(self, hashes: Sequence[bytes]) -> None:
+    def claim(self, hashes: Sequence[bytes]) -> None:
+        """A leg begins."""
+        for known in self._touch(hashes):
+            known.legs += 1
+        self._shrink()
+
+    def made(self, hashes: Sequence[bytes]) -> None:
+        """A leg has done its work."""
+        for known in self._touch(hashes):
+            known.legs = max(0, known.legs - 1)
+            known.made = True
+        self._shrink()
+
+    def unclaim(self, hashes: Iterable[bytes]) -> None:
+        """A leg has failed, or was cancelled. It may have made some; the next prompt would find out anyway."""
+        for digest in hashes:
+            known = self._known.get(digest)
+            if known is None:
+                continue
+            known.legs -= 1
+            if known.legs <= 0 and not known.made:
+                del self._known[digest]
+
+    def _touch(self, hashes: Sequence[bytes]) -> Iterator[_Known]:
         for digest in reversed(hashes):  # the beginning of a prefix is the last to go
-            self._known[digest] = None
+            known = self._known.setdefault(digest, _Known())
             self._known.move_to_end(digest)
+            yield known
+
+    def _shrink(self) -> None:
         while len(self._known) > self._capacity:
             self._known.popitem(last=False)
-
-    def discard(self, hashes: Iterable[bytes]) -> None:
-        for digest in hashes:
-            self._known.pop(digest, None)
 
 
 @dataclass
@@ -143,7 +177,7 @@ class LoadAndPrefix:
         standing.legs += 1
         standing.charged.setdefault(self._key(tokens), []).append(charge)
         # At once, so that those with the same prefix that come meanwhile follow it.
-        standing.index.add(hashes)
+        standing.index.claim(hashes)
 
     def ended(self, member: Member, tokens: Sequence[int], ok: bool) -> None:
         standing = self.standing(member)
@@ -156,9 +190,9 @@ class LoadAndPrefix:
         if ok:
             standing.failures = 0
             standing.penalty_until = 0.0
+            standing.index.made(self._hashes(member, tokens))
         else:
-            # It may have got to some of it; the next prompt would find out anyway.
-            standing.index.discard(self._hashes(member, tokens))
+            standing.index.unclaim(self._hashes(member, tokens))
 
     def failed(self, member: Member) -> None:
         standing = self.standing(member)

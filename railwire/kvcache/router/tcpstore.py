@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from railwire.kvcache.router.membership import Member, MembershipError, MembershipLost, poll
+from railwire.wire import UNREADABLE
 
 T = TypeVar("T")
 
@@ -163,7 +164,7 @@ class TCPStoreMembership:
             try:
                 entry = msgspec.json.decode(data, type=_Slot)
                 member = Member.decode(entry.record)
-            except (msgspec.DecodeError, msgspec.ValidationError, MembershipError):
+            except (MembershipError, *UNREADABLE):
                 continue  # not ours to clear
             seen = self._seen.get(slot)
             if seen is None or seen.beat != entry.beat:
