@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from railwire.kvcache.router.membership import (
 )
 from railwire.kvcache.router.memory import InMemoryMembership
 from railwire.kvcache.router.tcpstore import TCPStoreMembership
+from railwire.serve.config import etcd_credentials, open_membership, without_password
 
 
 def member(name: str, **more: Any) -> Member:
@@ -387,3 +389,180 @@ def test_a_record_that_is_none_is_refused(data: bytes) -> None:
 def test_a_record_with_values_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(MembershipError):
         Member.decode(member("a", **wrong).encode())
+
+
+# ---- who is believed -------------------------------------------------------------------------------------------------
+def test_a_tcpstore_listens_on_its_own_address_alone() -> None:
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+
+    async def main() -> None:
+        port = free_port()
+        store = TCPStoreMembership("127.0.0.1", port, server=True)
+        await store.snapshot()
+        try:
+            with pytest.raises(OSError):  # all of 127/8 is this machine
+                socket.create_connection(("127.0.0.2", port), 1.0).close()
+            assert listening(port) == {"127.0.0.1"}
+        finally:
+            await store.close()
+
+    run(main())
+
+
+def listening(port: int) -> set[str]:
+    """Addresses at which somebody on this machine listens on the port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                found.add(socket.inet_ntoa(bytes.fromhex(address)[::-1]) if table == "tcp" else address)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["tcpstore", "etcd"])
+def test_with_a_secret_only_what_is_signed_with_it_counts(
+    kind: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    if kind == "tcpstore":
+        pytest.importorskip("torch", reason="a TCPStore needs torch")
+        port, first = free_port(), [True]
+
+        def client(secret: str | None) -> Membership:
+            server, first[0] = first[0], False
+            return TCPStoreMembership("127.0.0.1", port, server=server, secret=secret)
+    else:
+        url = request.getfixturevalue("etcd_url")
+
+        def client(secret: str | None) -> Membership:
+            return EtcdMembership([url], secret=secret)
+
+    async def main() -> None:
+        reader, friend, stranger, other = client("right"), client("right"), client(None), client("wrong")
+        await reader.snapshot()
+        await friend.join(member("friend"), 30.0)
+        await stranger.join(member("stranger"), 30.0)
+        await other.join(member("other"), 30.0)
+        for _ in range(3):
+            assert set(await reader.snapshot()) == {"friend"}
+        await friend.renew(member("friend", load=7))
+        assert (await reader.snapshot())["friend"].load == 7
+        assert len([r for r in caplog.records if "--secret" in r.message]) == 1  # once, not each time
+        for one in (friend, stranger, other, reader):
+            await one.close()
+
+    run(main())
+
+
+def test_a_signed_record_is_worth_nothing_at_another_place() -> None:
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+
+    async def main() -> None:
+        port = free_port()
+        reader = TCPStoreMembership("127.0.0.1", port, server=True, secret="s")
+        await reader.join(member("a"), 0.2)
+        assert set(await reader.snapshot()) == {"a"}
+        store = reader._client
+        copy = bytes(store.get("railwire/kv/1"))
+        await asyncio.sleep(0.4)
+        assert await reader.snapshot() == {}  # a's time is over
+        slot = store.add("railwire/kv/count", 1)
+        store.set(f"railwire/kv/{slot}", copy)
+        assert await reader.snapshot() == {}
+        await reader.close()
+
+    run(main())
+
+
+def test_members_that_crashed_are_cleared_and_not_looked_at_again() -> None:
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+
+    async def main() -> None:
+        port = free_port()
+        router = TCPStoreMembership("127.0.0.1", port, server=True)
+        crashed = TCPStoreMembership("127.0.0.1", port)
+        alive = TCPStoreMembership("127.0.0.1", port)
+        for index in range(50):
+            await router.join(member(f"m{index}"), 0.3) if index == 0 else await crashed.join(member(f"m{index}"), 0.3)
+        await alive.join(member("alive"), 30.0)
+        assert len(await router.snapshot()) == 51
+        await asyncio.sleep(0.5)
+        assert set(await router.snapshot()) == {"alive"}
+        assert len(router._seen) == 1  # slots that the next look asks the store about
+        late = TCPStoreMembership("127.0.0.1", port)  # a reader that comes later sees nobody of them for a moment
+        assert set(await late.snapshot()) == {"alive"}
+        # One that was only slow learns that it is lost, and comes again.
+        with pytest.raises(MembershipLost):
+            await crashed.renew(member("m7"))
+        await crashed.join(member("m7"), 30.0)
+        assert set(await router.snapshot()) == {"alive", "m7"}
+        for one in (late, alive, crashed, router):
+            await one.close()
+
+    run(main())
+
+
+def test_a_slot_that_nobody_ever_writes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="a TCPStore needs torch")
+    monkeypatch.setattr("railwire.kvcache.router.tcpstore._TAKING_SECONDS", 0.2)
+
+    async def main() -> None:
+        store = TCPStoreMembership("127.0.0.1", free_port(), server=True)
+        await store.join(member("a"), 30.0)
+        store._client.add("railwire/kv/count", 1)  # whoever took it died in the middle
+        store._client.add("railwire/kv/count", 1)
+        store._client.set("railwire/kv/3", b"no member")
+        assert set(await store.snapshot()) == {"a"} and len(store._seen) == 3
+        await asyncio.sleep(0.3)
+        assert set(await store.snapshot()) == {"a"} and len(store._seen) == 1
+        await store.close()
+
+    run(main())
+
+
+def etcd_post(url: str, path: str, **body: object) -> None:
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10.0) as response:
+        response.read()
+
+
+def test_etcd_with_credentials(etcd_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    etcd_post(etcd_url, "/v3/auth/user/add", name="root", password="hard to guess: @/")
+    etcd_post(etcd_url, "/v3/auth/user/grant", user="root", role="root")
+    etcd_post(etcd_url, "/v3/auth/enable")
+    where = etcd_url.removeprefix("http://")
+
+    async def main() -> None:
+        with pytest.raises(MembershipError):
+            await open_membership(f"etcd://{where}").snapshot()
+        with pytest.raises(MembershipError, match="auth"):
+            await open_membership(f"etcd://root:wrong@{where}").snapshot()
+        registry = open_membership(f"etcd://root:hard%20to%20guess%3A%20%40%2F@{where}")
+        await registry.join(member("a"), 30.0)
+        assert set(await registry.snapshot()) == {"a"}
+        registry._token = "forgotten.1"  # type: ignore[attr-defined]  # as after a restart of etcd
+        await registry.renew(member("a", load=3))
+        assert (await registry.snapshot())["a"].load == 3
+        await registry.leave("a")
+        # On a worker's command line stands no password.
+        monkeypatch.setenv("RAILWIRE_ETCD_PASSWORD", "hard to guess: @/")
+        assert await open_membership(f"etcd://root@{where}").snapshot() == {}
+
+    run(main())
+
+
+def test_what_goes_to_another_process_of_an_etcd_url() -> None:
+    url = "etcd://me:p%40ss@10.0.0.1:2379,10.0.0.2:2379/prefix"
+    assert without_password(url) == "etcd://10.0.0.1:2379,10.0.0.2:2379/prefix"
+    assert etcd_credentials(url) == {"RAILWIRE_ETCD_USER": "me", "RAILWIRE_ETCD_PASSWORD": "p@ss"}
+    assert without_password("tcpstore://h:1/p") == "tcpstore://h:1/p" and etcd_credentials("tcpstore://h:1") == {}
+
+
+def test_a_registry_that_others_can_reach_without_a_secret_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    open_membership("etcd://127.0.0.1:2379")
+    open_membership("tcpstore://localhost:29600")
+    open_membership("etcd://10.0.0.1:2379", secret="s")
+    assert not caplog.records
+    open_membership("etcd://me:password@10.0.0.1:2379")
+    assert "10.0.0.1:2379" in caplog.text and "RAILWIRE_SECRET" in caplog.text and "password" not in caplog.text

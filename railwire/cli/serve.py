@@ -27,7 +27,10 @@ Host = _option("127.0.0.1", "--host", "Address to listen on.")
 Port = _option(0, "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535)
 Advertise = _option("", "--advertise", "URL under which the others reach this process; default http://HOST:PORT.")
 Registry = _option(
-    _DEFAULT_MEMBERSHIP, "--membership", "tcpstore://HOST:PORT (the router keeps it) or etcd://HOST:PORT."
+    _DEFAULT_MEMBERSHIP,
+    "--membership",
+    "tcpstore://HOST:PORT (the router keeps it, at this address alone), or etcd://[USER@]HOST:PORT, etcds:// with TLS; "
+    "the password of USER by RAILWIRE_ETCD_PASSWORD.",
 )
 Ttl = _option(5.0, "--ttl", "Seconds after which a silent worker is no member any more.", min=1.0)
 Drain = _option(30.0, "--drain-timeout", "Seconds that running requests have to end after SIGTERM.", min=0.0)
@@ -46,7 +49,9 @@ ModelName = _option("", "--model-name", "What clients call the model; default: t
 Nics = _option([], "--nic", "NIC of the engine, such as tcp://127.0.0.1 or shm; repeatable; default: automatic.")
 Device = _option("cpu", "--device", "cpu or cuda:N: which NICs are near.")
 Liveness = _option(5.0, "--liveness", "Seconds of silence after which the other side counts as dead.", min=0.05)
-Secret = _option("", "--secret", "Shared by all workers; better by RAILWIRE_SECRET than by flag.", show_default=False)
+Secret = _option(
+    "", "--secret", "Shared by all workers and routers; better by RAILWIRE_SECRET than by flag.", show_default=False
+)
 TicketTimeout = _option(
     30.0, "--ticket-timeout", "Seconds to wait for what the other side of a transfer has not announced.", min=0.1
 )
@@ -155,6 +160,7 @@ def router(
     host: str = Host,
     port: int = _option(8000, "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535),
     membership: str = Registry,
+    secret: str = Secret,
     host_store: bool = _option(True, "--host-store/--no-host-store", "Keep the TCPStore of --membership here."),
     drain_timeout: float = Drain,
     log_level: str = LogLevel,
@@ -178,6 +184,7 @@ def router(
         lambda: service.main(
             RouterConfig(
                 membership=membership,
+                secret=secret,
                 host=host,
                 port=port,
                 drain_timeout=drain_timeout,

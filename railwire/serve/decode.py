@@ -314,5 +314,5 @@ class DecodeWorker:
 async def main(config: WorkerConfig) -> None:
     """Runs a decode worker until SIGTERM."""
     registry = new_registry()
-    membership = open_membership(config.membership)
+    membership = open_membership(config.membership, secret=config.secret)
     await serve(config, DecodeWorker(config, registry), membership, registry)

@@ -200,5 +200,5 @@ class PrefillWorker:
 async def main(config: WorkerConfig) -> None:
     """Runs a prefill worker until SIGTERM."""
     registry = new_registry()
-    membership = open_membership(config.membership)
+    membership = open_membership(config.membership, secret=config.secret)
     await serve(config, PrefillWorker(config, registry), membership, registry)

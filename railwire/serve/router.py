@@ -368,5 +368,5 @@ def _timing(answer: Answer) -> dict[str, Any]:
 async def main(config: RouterConfig) -> None:
     """Runs a router until SIGTERM."""
     registry = new_registry()
-    membership = open_membership(config.membership, server=config.host_store)
+    membership = open_membership(config.membership, server=config.host_store, secret=config.secret)
     await serve(config, RouterService(config, membership, registry), membership, registry, max_body=config.max_body)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import aiohttp
 
 from railwire.errors import ConfigurationError
-from railwire.serve.config import WorkerConfig
+from railwire.serve.config import WorkerConfig, etcd_credentials, without_password
 from railwire.serve.process import own_url
 
 log = logging.getLogger("railwire.serve")
@@ -49,7 +49,7 @@ def command(config: WorkerConfig, role: Literal["prefill", "decode"], port: int,
         "liveness": config.liveness,
         "ticket_timeout": config.ticket_timeout,
         "checksum": config.checksum,
-        "membership": config.membership,
+        "membership": without_password(config.membership),
         "url": config.advertise or own_url(config.host, port),
         "ttl": config.ttl,
         "drain_file": drain_file,
@@ -88,7 +88,11 @@ async def main(config: WorkerConfig, role: Literal["prefill", "decode"]) -> None
         process = await asyncio.create_subprocess_exec(
             *command(config, role, port, str(drain_file)),
             # Not on the command line, which everybody on the host can read.
-            env={**os.environ, **({"RAILWIRE_SECRET": config.secret} if config.secret else {})},
+            env={
+                **os.environ,
+                **({"RAILWIRE_SECRET": config.secret} if config.secret else {}),
+                **etcd_credentials(config.membership),
+            },
             start_new_session=True,
             preexec_fn=_die_with_us,
         )

@@ -55,7 +55,7 @@ class Announcer:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        membership = open_membership(self._options.membership)
+        membership = open_membership(self._options.membership, secret=self._options.secret)
         roles: list[Role] = []
         if self._scheduler.sends:
             roles.append("prefill")

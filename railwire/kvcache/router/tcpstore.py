@@ -1,9 +1,13 @@
 """A registry of members in a torch.distributed.TCPStore. torch is imported when it is first used.
 
 A TCPStore neither expires nor lists keys. So a member takes a slot (an atomic counter says which) and writes its
-record there with a beat that grows at each renewal. Whoever reads judges by his own clock: a beat that has not moved
-for the time to live means that the member is gone. No clocks are compared across hosts. A slot is never used twice;
-left ones hold a mark.
+record there with a beat that grows at each renewal. Whoever reads judges by his own clock: a beat that has not grown
+for the time to live means that the member is gone; the reader then clears its slot, unless the member renews in the
+same moment. One that was only slow learns that it is lost, and takes another slot. No clocks are compared across hosts.
+A slot is never used twice; left and cleared ones hold a mark, and are not read again.
+
+A TCPStore believes everybody, and by itself listens on every address. Here it listens on the one that is named, and
+with a secret only signed records count.
 
 A store that restarts has forgotten everything and counts slots from the beginning. So whoever finds no name of its life
 in it gives it one, at random; what is known of slots is forgotten with the life that they were of.
@@ -23,12 +27,14 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from railwire.kvcache.router.membership import Member, MembershipError, MembershipLost, poll
+from railwire.kvcache.router.seal import Seal
 from railwire.wire import UNREADABLE
 
 T = TypeVar("T")
 
 _LEFT = b"left"
 _MAX_SLOTS = 1 << 20
+_TAKING_SECONDS = 60.0  # from a slot's number to its first record; a member's client gives up long before
 
 
 class _Slot(msgspec.Struct, array_like=True):
@@ -38,8 +44,11 @@ class _Slot(msgspec.Struct, array_like=True):
 
 
 class _Seen(msgspec.Struct):
+    """A slot that is in use, or being taken (beat -1)."""
+
     beat: int
     when: float
+    """When it grew last, by our clock."""
 
 
 class _Ours(NamedTuple):
@@ -56,7 +65,9 @@ class TCPStoreMembership:
 
     Args:
         host, port: of the store.
+            With ``server``, the store listens on this address alone.
         server: this process keeps the store (one must; say the router).
+        secret: shared by all members and routers; records that are not signed with it do not count. None: all do.
         prefix: of the keys, to share a store.
         timeout: seconds for each operation.
         interval: seconds between two looks of ``watch()``.
@@ -68,6 +79,7 @@ class TCPStoreMembership:
         port: int,
         *,
         server: bool = False,
+        secret: str | None = None,
         prefix: str = "railwire/kv",
         timeout: float = 5.0,
         interval: float = 0.25,
@@ -76,6 +88,7 @@ class TCPStoreMembership:
         self._prefix = prefix
         self._timeout = timeout
         self._interval = interval
+        self._seal = Seal(secret)
         self._server: Any = None
         self._client: Any = None
         # One thread: a TCPStore client takes one request at a time anyway.
@@ -83,13 +96,13 @@ class TCPStoreMembership:
         self._ours: dict[str, _Ours] = {}
         self._life = b""  # of the store, as last read; what follows is of this one
         self._seen: dict[int, _Seen] = {}
-        self._gone: set[int] = set()
+        self._count = 0  # of slots that we have looked at
 
     async def join(self, member: Member, ttl: float) -> None:
         def do(store: Any) -> _Ours:
             life = self._life_of(store)
             slot = int(store.add(f"{self._prefix}/count", 1))
-            store.set(self._key(slot), msgspec.json.encode(_Slot(0, ttl, member.encode())))
+            store.set(self._key(slot), self._encode(life, slot, _Slot(0, ttl, member.encode())))
             return _Ours(life, slot, 0, ttl)
 
         await self.leave(member.id)
@@ -106,7 +119,7 @@ class TCPStoreMembership:
             key = self._key(ours.slot)
             if self._life_of(store) != ours.life or not store.check([key]) or store.get(key) == _LEFT:
                 raise MembershipLost(f"the TCPStore at {self._where[0]}:{self._where[1]} has lost member {member.id}")
-            store.set(key, msgspec.json.encode(_Slot(renewed.beat, ours.ttl, member.encode())))
+            store.set(key, self._encode(ours.life, ours.slot, _Slot(renewed.beat, ours.ttl, member.encode())))
 
         try:
             await self._run(do)
@@ -146,33 +159,52 @@ class TCPStoreMembership:
         if life != self._life:
             self._life = life
             self._seen.clear()
-            self._gone.clear()
+            self._count = 0
         count = int(store.add(f"{self._prefix}/count", 0))
         if not 0 <= count <= _MAX_SLOTS:
             raise MembershipError(f"the TCPStore counts {count} members: is {self._prefix!r} used by something else?")
-        slots = [slot for slot in range(1, count + 1) if slot not in self._gone]
-        slots = [slot for slot in slots if store.check([self._key(slot)])]  # one that is being written is not there yet
+        now = time.monotonic()
+        for slot in range(self._count + 1, count + 1):
+            self._seen[slot] = _Seen(-1, now)
+        self._count = count
+        keys = {slot: self._key(slot) for slot in self._seen}
+        if keys and store.check(list(keys.values())):
+            written = list(keys)
+        else:
+            written = [slot for slot, key in keys.items() if store.check([key])]  # some are being taken
         now = time.monotonic()
         members: dict[str, Member] = {}
+        ignored = 0
+        unreadable = set(keys)
         for slot, data in zip(
-            slots, store.multi_get([self._key(slot) for slot in slots]) if slots else [], strict=True
+            written, store.multi_get([keys[slot] for slot in written]) if written else [], strict=True
         ):
+            seen = self._seen[slot]
             if data == _LEFT:
-                self._gone.add(slot)
-                self._seen.pop(slot, None)
+                del self._seen[slot]
                 continue
             try:
-                entry = msgspec.json.decode(data, type=_Slot)
+                entry = msgspec.json.decode(self._seal.open(data, self._prefix, _text(life), str(slot)), type=_Slot)
                 member = Member.decode(entry.record)
             except (MembershipError, *UNREADABLE):
-                continue  # not ours to clear
-            seen = self._seen.get(slot)
-            if seen is None or seen.beat != entry.beat:
-                self._seen[slot] = _Seen(entry.beat, now)
+                ignored += 1  # not ours to clear
+                continue
+            unreadable.discard(slot)
+            if entry.beat > seen.beat:
+                seen.beat, seen.when = entry.beat, now
             elif now - seen.when > entry.ttl:
-                continue  # it may be slow, and come back
+                if store.compare_set(keys[slot], data, _LEFT) == _LEFT:  # not if it has been renewed just now
+                    del self._seen[slot]
+                continue
             members[member.id] = member
+        for slot in unreadable & self._seen.keys():
+            if now - self._seen[slot].when > _TAKING_SECONDS:
+                del self._seen[slot]  # its member died before it wrote, or what stands there is no member's
+        self._seal.ignored(ignored, f"{self._where[0]}:{self._where[1]}")
         return members
+
+    def _encode(self, life: bytes, slot: int, entry: _Slot) -> bytes:
+        return self._seal.close(msgspec.json.encode(entry), self._prefix, _text(life), str(slot))
 
     def _key(self, slot: int) -> str:
         return f"{self._prefix}/{slot}"
@@ -185,8 +217,11 @@ class TCPStoreMembership:
         host, port, server = self._where
         timeout = timedelta(seconds=self._timeout)
         if server and self._server is None:
-            # No world size, and nobody is waited for: members come and go.
-            self._server = TCPStore(host, port, None, True, timeout, wait_for_workers=False)
+            # Left to itself it listens on every address. No world size, and nobody is waited for: members come and go.
+            listener = _listen(host, port)
+            self._server = TCPStore(
+                host, port, None, True, timeout, wait_for_workers=False, master_listen_fd=listener.detach()
+            )
         # torch tries again and again until its time-out where nobody listens; this knows at once.
         socket.create_connection((host, port), self._timeout).close()
         return TCPStore(host, port, None, False, timeout, wait_for_workers=False)
@@ -213,3 +248,21 @@ class TCPStoreMembership:
         except asyncio.TimeoutError:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise MembershipError(f"TCPStore at {self._where[0]}:{self._where[1]} does not answer") from None
+
+
+def _text(life: bytes) -> str:
+    return life.decode(errors="replace")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket at this address alone. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
