@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults test-vllm test-native test-rxe build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-rxe build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,12 @@ test-slow: setup
 # 10,000 random fault schedules of the KV-cache transfer, eight at a time: most of their time is waiting.
 test-faults: setup
 	seq 8 | xargs -P 8 -I{} env RAILWIRE_FAULT_SCHEDULES=1250 $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 7200 --seed {} tests/test_kv_faults.py
+
+# Engines in several processes that connect, write, are stopped, killed, forked and closed: SECONDS of it, one third each
+# on tcp, on shm and on the simulated wire. Seeds are printed.
+SECONDS ?= 3600
+soak: setup
+	$(BIN)/python tests/soak --seconds $(SECONDS)
 
 test-native: build-native
 	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests

@@ -18,6 +18,7 @@ from railwire.dispatcher import dispatcher
 from railwire.errors import (
     ClosedError,
     ConfigurationError,
+    ConnectError,
     DescriptorError,
     PeerLostError,
     StaleAddressError,
@@ -153,7 +154,11 @@ class TransferEngine:
             known = self._by_incarnation.get(target.incarnation)
         if known is not None and known.state == "connected" and target.incarnation != self.incarnation:
             return known
-        native = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
+        try:
+            native = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
+        except ConnectError:
+            self._check_open()  # closed meanwhile: no fault of the peer's
+            raise
         with self._lock:
             return self._peers[native.id]
 

@@ -157,6 +157,10 @@ void SimulatedFabric::land(Event& event) {
       std::sort(earlier.begin(), earlier.end());
       for (const uint64_t wr : earlier) complete(event.half, wr, Status::kOk);
       complete(event.half, event.wr, status);
+      // Nothing behind it has landed, or the receiver's count would not tell what has.
+      audit_.dropped_in_flight += std::erase_if(events_, [&](const auto& entry) {
+        return entry.second.half == event.half && entry.second.kind == Event::kLand;
+      });
     }
     event.completes = false;
     break_half(*initiator, false);

@@ -249,7 +249,7 @@ void bind_engine(nb::module_& m) {
       .def(
           "send_handshake",
           [](EngineHandle& self, uint32_t nic, const nb::bytes& address, const nb::bytes& payload) {
-            if (nic >= self.engine->nics().size()) throw nb::index_error("no such NIC");
+            if (nic >= self.engine->nics().size()) throw NicError("the engine is closed");
             const auto to = to_vector(address), data = to_vector(payload);
             nb::gil_scoped_release release;
             return self.engine->send_handshake(nic, to, data);
