@@ -1,22 +1,77 @@
 """RL weight updates: every trainer rank writes straight into every inference rank.
 
-Geometry (what goes where): ``placements``, ``tables``, ``matching``, ``cutting``, ``cover``, ``plan``; from torch's
-tensors to tables: ``memory``, ``source``, ``recording``. Only the latter import torch.
+Start with docs/weights.md. Geometry (what goes where; numpy only): ``placements``, ``tables``, ``matching``,
+``cutting``, ``cover``, ``plan``. From torch's tensors to tables: ``memory``, ``source``, ``recording``. Protocol (pure
+machines): ``protocol``. Shells: ``rendezvous``, ``lead``, ``trainer``, ``receiver``; a trainer's work: ``writing``,
+``staging``, ``quantize``. What imports torch is imported when it is first asked for.
 """
 
-from railwire.weights.errors import PlanError, ProofError, RecordingError, UpdateError, VersionError, WeightsError
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from railwire.weights.errors import (
+    PlanError,
+    ProofError,
+    RecordingError,
+    RendezvousError,
+    UpdateError,
+    WeightsError,
+)
 from railwire.weights.plan import Plan, compute
+from railwire.weights.rendezvous import MemoryStore, RayStore, Rendezvous, tcp_store
 from railwire.weights.tables import Held, RankTable
 
+if TYPE_CHECKING:
+    from railwire.weights.receiver import Receiver
+    from railwire.weights.recording import Destination, record
+    from railwire.weights.source import Box, Source, describe, describe_boxes
+    from railwire.weights.trainer import Report, Trainer
+
+_WITH_TORCH = {
+    "Receiver": "receiver",
+    "Destination": "recording",
+    "record": "recording",
+    "Box": "source",
+    "Source": "source",
+    "describe": "source",
+    "describe_boxes": "source",
+    "Report": "trainer",
+    "Trainer": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _WITH_TORCH.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
 __all__ = [
+    "Box",
+    "Destination",
     "Held",
+    "MemoryStore",
     "Plan",
     "PlanError",
     "ProofError",
     "RankTable",
+    "RayStore",
+    "Receiver",
     "RecordingError",
+    "Rendezvous",
+    "RendezvousError",
+    "Report",
+    "Source",
+    "Trainer",
     "UpdateError",
-    "VersionError",
     "WeightsError",
     "compute",
+    "describe",
+    "describe_boxes",
+    "record",
+    "tcp_store",
 ]

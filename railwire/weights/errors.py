@@ -49,9 +49,5 @@ class UpdateError(WeightsError):
         super().__init__(f"version {version} was not published: " + "; ".join(self.problems[:_SHOWN]))
 
 
-class VersionError(UpdateError):
-    """A version that does not follow the one that is published."""
-
-
 class RendezvousError(WeightsError):
     """The store cannot be reached, or says something else than was expected."""

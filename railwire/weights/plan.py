@@ -112,14 +112,25 @@ class Plan:
 
     def only(self, source: int) -> Plan:
         """The part of one source rank: what is sent to it. Its ``digest`` is another one."""
-        low, high = np.searchsorted(self.batches[:, 0], [source, source + 1])
-        mine = self.batches[low:high].copy()
-        begin = int(mine[:, 9].min()) if len(mine) else 0
-        end = int((mine[:, 9] + mine[:, 10]).max()) if len(mine) else 0
-        mine[:, 9] -= begin
+        return self._part(self.batches[:, 0] == source, [i for i, unit in enumerate(self.units) if unit.rank == source])
+
+    def into(self, destination: int) -> Plan:
+        """The part of one destination rank, by which it can check what it is about to get."""
+        part = self._part(self.batches[:, 1] == destination, [])
+        part.batches[:, 2] = -1
+        return part
+
+    def _part(self, chosen: npt.NDArray[np.bool_], units: Sequence[int]) -> Plan:
+        mine = self.batches[chosen]
+        rows = np.repeat(mine[:, 9] - np.append(0, np.cumsum(mine[:, 10])[:-1]), mine[:, 10])
+        rows += np.arange(len(rows))
+        mine[:, 9] = np.cumsum(mine[:, 10]) - mine[:, 10]
+        number = np.full(len(self.units) + 1, -1, dtype=np.int64)
+        number[list(units)] = np.arange(len(units))
+        mine[:, 2] = number[mine[:, 2]]
         return Plan(
-            self.sources, self.destinations, self.variants, self.units, mine,
-            self.src_offsets[begin:end], self.dst_offsets[begin:end],
+            self.sources, self.destinations, self.variants, tuple(self.units[i] for i in units), mine,
+            self.src_offsets[rows], self.dst_offsets[rows],
         )  # fmt: skip
 
     def _matrix(self, weights: Ints) -> npt.NDArray[np.int64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +30,11 @@ class Source:
     storages: Storages
     locals: dict[str, torch.Tensor]
     parameters: dict[str, torch.Tensor]
+
+    @cached_property
+    def held(self) -> dict[tuple[str, tuple[int, ...]], Held]:
+        """The table's boxes by name and begin."""
+        return {(held.name, held.lo): held for held in self.table.held}
 
 
 def describe(
@@ -107,3 +114,33 @@ def describe(
     table = RankTable(rank, tuple(held), storages.sizes, tied, names)
     table.check()
     return Source(table, storages, locals_, kept)
+
+
+class Box(NamedTuple):
+    """A part of a tensor that a rank holds: shape of the whole, and where the part begins in it."""
+
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+    lo: tuple[int, ...]
+
+
+def describe_boxes(rank: str, boxes: Mapping[str, Box]) -> Source:
+    """As :func:`describe`, for shards that are no DTensors (Megatron's, or one's own). What needs a gather cannot be
+    sent of them.
+
+    Raises:
+        PlanError: a box outside its tensor.
+    """
+    storages = Storages()
+    held, names = [], {}
+    for name, box in boxes.items():
+        dtype = dtype_name(box.tensor.dtype)
+        names[name] = (box.shape, dtype)
+        if box.tensor.numel():
+            place = storages.place(box.tensor)
+            size = tuple(box.tensor.shape)
+            held.append(Held(name, box.shape, dtype, box.lo, size, place.region, place.offset, place.strides))
+    table = RankTable(rank, tuple(held), storages.sizes, {}, names)
+    table.check()
+    locals_ = {name: box.tensor.detach() for name, box in boxes.items()}
+    return Source(table, storages, locals_, dict(locals_))

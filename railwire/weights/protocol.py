@@ -1,0 +1,532 @@
+"""Versions of weights as two pure machines: no clocks, threads, sockets. The shells (``lead``, ``receiver``) carry out
+their actions and feed them events; a test walks all they can meet.
+
+One update, as the lead sees it: all trainers have *arrived* with the same version; all receivers are *ready* (they
+have checked version and plan, and count); all trainers have *written*, all receivers have *landed* everything; the
+decision is *recorded*; all receivers have *published*. Until the decision, anything that fails aborts the version:
+trainers stop and say when they are quiet, then receivers cut off those who did not, and drop what has landed. After
+it, nothing aborts.
+
+A receiver that is lost leaves the update, which goes on without it. A trainer that is lost ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# ---- lead to receivers, and back -------------------------------------------------------------------------------------
+class Begin(_Message, frozen=True):
+    """``arrivals``: how many pages each trainer (by incarnation, hex) writes."""
+
+    version: int
+    attempt: int
+    digest: bytes
+    arrivals: dict[str, int]
+
+
+class Ready(_Message, frozen=True):
+    attempt: int
+    imm: int
+
+
+class Refused(_Message, frozen=True):
+    attempt: int
+    reason: str
+
+
+class Landed(_Message, frozen=True):
+    attempt: int
+
+
+class Broken(_Message, frozen=True):
+    attempt: int
+    reason: str
+
+
+class Publish(_Message, frozen=True):
+    version: int
+    attempt: int
+
+
+class Published(_Message, frozen=True):
+    attempt: int
+
+
+class Abort(_Message, frozen=True):
+    """``cut``: incarnations (hex) of trainers that have not confirmed that they are quiet."""
+
+    attempt: int
+    cut: tuple[str, ...]
+
+
+class Aborted(_Message, frozen=True):
+    attempt: int
+
+
+# ---- lead to trainers, and back --------------------------------------------------------------------------------------
+class Prepare(_Message, frozen=True):
+    """A trainer's answer is Arrived, once it has the plans of these cohorts and connections to their receivers."""
+
+    version: int
+    attempt: int
+    cohorts: tuple[int, ...]
+
+
+class Arrived(_Message, frozen=True):
+    """``version``: what this rank's own user wants to publish."""
+
+    version: int
+    attempt: int
+
+
+class Go(_Message, frozen=True):
+    """``imms``: by receiver, the immediate of its counter."""
+
+    version: int
+    attempt: int
+    imms: dict[str, int]
+
+
+class Wrote(_Message, frozen=True):
+    """``failed``: receivers to which something failed, with the reason. Nothing is under way any more, but to
+    ``unquiet``."""
+
+    attempt: int
+    failed: dict[str, str]
+    unquiet: tuple[str, ...] = ()
+
+
+class Stop(_Message, frozen=True):
+    """Ends a trainer's writing; it answers with Wrote."""
+
+    attempt: int
+
+
+class End(_Message, frozen=True):
+    """How the update ended: no problems, it is published."""
+
+    version: int
+    attempt: int
+    problems: tuple[str, ...]
+
+
+Message = (
+    Begin
+    | Ready
+    | Refused
+    | Landed
+    | Broken
+    | Publish
+    | Published
+    | Abort
+    | Aborted
+    | Prepare
+    | Arrived
+    | Go
+    | Wrote
+    | Stop
+    | End
+)
+
+# ---- actions ---------------------------------------------------------------------------------------------------------
+
+
+class ToReceiver(msgspec.Struct, frozen=True):
+    name: str
+    message: Any
+
+
+class ToTrainer(msgspec.Struct, frozen=True):
+    rank: int
+    message: Any
+
+
+class Decide(msgspec.Struct, frozen=True):
+    """Record, where every receiver can read it, that this version is published; answer with decided()."""
+
+    version: int
+    attempt: int
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The update has ended; the machine is idle again."""
+
+    version: int
+    problems: tuple[str, ...]
+
+
+LeadAction = ToReceiver | ToTrainer | Decide | Done
+Phase = Literal["idle", "arriving", "beginning", "writing", "deciding", "publishing", "stopping", "aborting"]
+
+
+class Lead:
+    """The machine of the one trainer that leads.
+
+    Args:
+        trainers: incarnation (hex) by rank.
+    """
+
+    def __init__(self, trainers: Mapping[int, str]) -> None:
+        self.trainers = dict(trainers)
+        self.receivers: dict[str, bytes] = {}
+        """Members: name -> digest of the plan that writes to it."""
+        self.arrivals: dict[str, dict[str, int]] = {}
+        self.phase: Phase = "idle"
+        self.published = -1
+        self.version = -1
+        self.attempt = 0
+        self.lost: dict[int, str] = {}
+        self._waiting: set[Any] = set()  # whom the phase waits for
+        self._writing: set[int] = set()
+        self._landing: set[str] = set()
+        self._taking_part: set[str] = set()
+        self._imms: dict[str, int] = {}
+        self._problems: list[str] = []
+        self._unquiet: dict[int, tuple[str, ...]] = {}  # by trainer, where something of it may still land
+        self._doubts: dict[str, str] = {}
+        self.cohorts: tuple[int, ...] = ()
+
+    # ---- membership --------------------------------------------------------------------------------------------------
+    def join(self, name: str, digest: bytes, arrivals: Mapping[str, int]) -> None:
+        """A receiver takes part from the next update on."""
+        self.receivers[name] = digest
+        self.arrivals[name] = dict(arrivals)
+
+    def receiver_lost(self, name: str) -> list[LeadAction]:
+        """It has left, or died: the update goes on without it."""
+        self.receivers.pop(name, None)
+        self.arrivals.pop(name, None)
+        if name not in self._taking_part:
+            return []
+        self._taking_part.discard(name)
+        self._landing.discard(name)
+        self._imms.pop(name, None)
+        if self.phase in ("beginning", "publishing", "aborting"):
+            self._waiting.discard(name)
+        return self._go_on()
+
+    def trainer_lost(self, rank: int, reason: str) -> list[LeadAction]:
+        self.lost.setdefault(rank, reason)
+        if self.phase == "idle":
+            return []
+        self._writing.discard(rank)
+        if self.phase in ("deciding", "publishing", "aborting"):
+            return self._go_on()  # what it had to do has been done
+        return self._fail(f"trainer rank {rank} is lost: {reason}")
+
+    # ---- an update ---------------------------------------------------------------------------------------------------
+    def start(self, version: int) -> list[LeadAction]:
+        """The lead's own user wants to publish ``version``."""
+        assert self.phase == "idle"
+        self.version = version
+        self.attempt += 1
+        self._problems, self._unquiet, self._imms, self._doubts = [], {}, {}, {}
+        self._taking_part, self._landing, self._writing = set(), set(), set()
+        if version <= self.published:
+            return self._finish(f"version {version} does not follow {self.published}, which is published")
+        if self.lost:
+            return self._finish(*(f"trainer rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items())))
+        self.phase = "arriving"
+        self._waiting = set(self.trainers)
+        return [ToTrainer(rank, Prepare(version, self.attempt, self.cohorts)) for rank in sorted(self.trainers)]
+
+    def arrived(self, rank: int, version: int, attempt: int) -> list[LeadAction]:
+        if self.phase != "arriving" or rank not in self._waiting or attempt != self.attempt:
+            return []
+        if version != self.version:
+            return self._finish(f"trainer rank {rank} is about to publish version {version}, not {self.version}")
+        self._waiting.discard(rank)
+        return self._go_on()
+
+    def ready(self, name: str, attempt: int, imm: int) -> list[LeadAction]:
+        if not self._expected(name, attempt, "beginning"):
+            return []
+        self._imms[name] = imm
+        self._waiting.discard(name)
+        return self._go_on()
+
+    def refused(self, name: str, attempt: int, reason: str) -> list[LeadAction]:
+        """Refusal before, or a failure after, a receiver has become ready."""
+        if attempt != self.attempt or name not in self._taking_part:
+            return []
+        if self.phase not in ("beginning", "writing", "stopping"):
+            return []
+        self._waiting.discard(name)
+        self._landing.discard(name)
+        return self._fail(f"receiver {name}: {reason}")
+
+    def wrote(self, rank: int, message: Wrote) -> list[LeadAction]:
+        if message.attempt != self.attempt or rank not in self._writing:
+            return []
+        self._writing.discard(rank)
+        self._unquiet[rank] = message.unquiet
+        # A receiver that lives finds out itself that something failed; one that does not is about to be lost.
+        self._doubts |= {name: f"trainer rank {rank}: {why}" for name, why in message.failed.items() if name}
+        if "" in message.failed and self.phase == "writing":
+            return self._fail(f"trainer rank {rank}: {message.failed['']}")
+        return self._go_on()
+
+    def landed(self, name: str, attempt: int) -> list[LeadAction]:
+        if attempt == self.attempt:
+            self._landing.discard(name)
+        return self._go_on() if self.phase == "writing" else []
+
+    def decided(self, committed: bool) -> list[LeadAction]:
+        """The answer to Decide: False if it could not be recorded."""
+        if self.phase != "deciding":
+            return []
+        if not committed:
+            return self._fail("the decision could not be recorded in the store")
+        self.published = self.version
+        self.phase = "publishing"
+        self._waiting = set(self._taking_part)
+        return [
+            *(ToReceiver(name, Publish(self.version, self.attempt)) for name in sorted(self._taking_part)),
+            *self._go_on(),
+        ]
+
+    def published_by(self, name: str, attempt: int) -> list[LeadAction]:
+        if not self._expected(name, attempt, "publishing"):
+            return []
+        self._waiting.discard(name)
+        return self._go_on()
+
+    def aborted(self, name: str, attempt: int) -> list[LeadAction]:
+        if not self._expected(name, attempt, "aborting"):
+            return []
+        self._waiting.discard(name)
+        return self._go_on()
+
+    def timed_out(self) -> list[LeadAction]:
+        """The update takes too long. Whoever is waited for is named; receivers that do not answer are dropped."""
+        if self.phase == "arriving":
+            return self._finish(*(f"trainer rank {rank} did not call update()" for rank in sorted(self._waiting)))
+        if self.phase in ("beginning", "publishing", "aborting"):
+            names = sorted(self._waiting)
+            actions: list[LeadAction] = []
+            if self.phase == "beginning":
+                for name in names:
+                    self.receivers.pop(name, None)
+                    self._taking_part.discard(name)
+                return self._fail(*(f"receiver {name} did not answer in time" for name in names))
+            for name in names:
+                actions += self.receiver_lost(name)
+            return actions
+        if self.phase == "writing":
+            late = [f"trainer rank {rank} did not finish writing in time" for rank in sorted(self._writing)]
+            for name in sorted(self._landing):
+                why = self._doubts.get(name, "")
+                late.append(f"receiver {name} did not get everything in time{': ' * bool(why)}{why}")
+            return self._fail(*late)
+        if self.phase == "stopping":
+            everybody = tuple(self._taking_part)
+            self._unquiet |= dict.fromkeys(self._writing, everybody)
+            self._writing = set()
+            return self._go_on()
+        return []
+
+    # ---- how phases follow -------------------------------------------------------------------------------------------
+    def _expected(self, name: str, attempt: int, phase: Phase) -> bool:
+        return attempt == self.attempt and self.phase == phase and name in self._waiting
+
+    def _go_on(self) -> list[LeadAction]:
+        if self.phase == "arriving" and not self._waiting:
+            self.phase = "beginning"
+            self._taking_part = set(self.receivers)
+            self._waiting = set(self._taking_part)
+            begin: list[LeadAction] = [
+                ToReceiver(name, Begin(self.version, self.attempt, self.receivers[name], self.arrivals[name]))
+                for name in sorted(self._taking_part)
+            ]
+            return [*begin, *self._go_on()]
+        if self.phase == "beginning" and not self._waiting:
+            self.phase = "writing"
+            self._writing = set(self.trainers)
+            self._landing = set(self._taking_part)
+            return [ToTrainer(rank, Go(self.version, self.attempt, dict(self._imms))) for rank in sorted(self.trainers)]
+        if self.phase == "writing" and not self._writing and not self._landing:
+            self.phase = "deciding"
+            return [Decide(self.version, self.attempt)]
+        if self.phase == "stopping" and not self._writing:
+            self.phase = "aborting"
+            self._waiting = set(self._taking_part)
+            abort: list[LeadAction] = [
+                ToReceiver(name, Abort(self.attempt, self._cut(name))) for name in sorted(self._taking_part)
+            ]
+            return [*abort, *self._go_on()]
+        if self.phase in ("publishing", "aborting") and not self._waiting:
+            return self._finish()
+        return []
+
+    def _cut(self, name: str) -> tuple[str, ...]:
+        """Trainers that a receiver must cut off: nobody has confirmed that they are quiet."""
+        ranks = set(self.lost) | {rank for rank, names in self._unquiet.items() if name in names}
+        return tuple(self.trainers[rank] for rank in sorted(ranks))
+
+    def _fail(self, *problems: str) -> list[LeadAction]:
+        self._problems += problems
+        if self.phase == "stopping":
+            return self._go_on()
+        stop: list[LeadAction] = [ToTrainer(rank, Stop(self.attempt)) for rank in sorted(self._writing)]
+        self.phase = "stopping"
+        return [*stop, *self._go_on()]
+
+    def _finish(self, *problems: str) -> list[LeadAction]:
+        self._problems += problems
+        self.phase = "idle"
+        self._waiting, self._taking_part = set(), set()
+        ended = tuple(self._problems)
+        tell: list[LeadAction] = [
+            ToTrainer(rank, End(self.version, self.attempt, ended))
+            for rank in sorted(self.trainers)
+            if rank not in self.lost
+        ]
+        return [*tell, Done(self.version, ended)]
+
+
+# ---- the receiver ----------------------------------------------------------------------------------------------------
+class Reply(msgspec.Struct, frozen=True):
+    message: Any
+
+
+class Expect(msgspec.Struct, frozen=True):
+    """Count so many pages; then landed(). ``Ready`` is sent by the shell, with the immediate."""
+
+    attempt: int
+    arrivals: dict[str, int]
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Forget what has landed, after ``cut`` can no longer write (None: nobody of this attempt); then dropped()."""
+
+    attempt: int
+    cut: tuple[str, ...] | None
+
+
+class Apply(msgspec.Struct, frozen=True):
+    """Make what has landed the weights that are served, as ``version``."""
+
+    version: int
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """The lead is gone: read what it has recorded; then verdict(). If it lives after all, it has lost us, and goes on
+    without us: what we serve is a whole version either way."""
+
+    version: int
+    attempt: int
+
+
+ReceiverAction = Reply | Expect | Drop | Apply | Ask
+State = Literal["idle", "receiving", "landed", "dropping", "asking"]
+
+
+class ReceiverMachine:
+    """One receiver.
+
+    Args:
+        digest: of the plan that was made for it.
+        in_place: writes land in the weights that are served: from Begin on they are nobody's version.
+    """
+
+    def __init__(self, digest: bytes, *, in_place: bool) -> None:
+        self.digest = digest
+        self.in_place = in_place
+        self.state: State = "idle"
+        self.version: int | None = None
+        """Of the weights that may be served; None: they are no version at all."""
+        self.newest = -1
+        self._attempt = -1
+        self._coming = -1
+        self._answer = False
+
+    def begin(self, message: Begin) -> list[ReceiverAction]:
+        if self.state != "idle":
+            return [Reply(Refused(message.attempt, f"is {self.state} version {self._coming}"))]
+        if message.digest != self.digest:
+            theirs, ours = message.digest.hex()[:8], self.digest.hex()[:8]
+            return [Reply(Refused(message.attempt, f"the trainers' plan is {theirs}, its own {ours}"))]
+        if message.version <= self.newest:
+            return [Reply(Refused(message.attempt, f"version {message.version} does not follow {self.newest}"))]
+        self.state, self._attempt, self._coming = "receiving", message.attempt, message.version
+        if self.in_place:
+            self.version = None
+        return [Expect(message.attempt, message.arrivals)]
+
+    def landed(self, attempt: int) -> list[ReceiverAction]:
+        if self.state != "receiving" or attempt != self._attempt:
+            return []
+        self.state = "landed"
+        return [Reply(Landed(attempt))]
+
+    def broken(self, attempt: int, reason: str) -> list[ReceiverAction]:
+        """It will not land. The lead will abort."""
+        if self.state != "receiving" or attempt != self._attempt:
+            return []
+        return [Reply(Broken(attempt, reason))]
+
+    def publish(self, message: Publish) -> list[ReceiverAction]:
+        if self.state != "landed" or message.attempt != self._attempt or message.version != self._coming:
+            return []
+        return [*self._apply(), Reply(Published(message.attempt))]
+
+    def abort(self, message: Abort) -> list[ReceiverAction]:
+        if message.attempt != self._attempt or self.state not in ("receiving", "landed"):
+            return [Reply(Aborted(message.attempt))] if self.state == "idle" else []
+        self.state, self._answer = "dropping", True
+        return [Drop(message.attempt, message.cut)]
+
+    def lead_lost(self) -> list[ReceiverAction]:
+        if self.state == "receiving":
+            self.state, self._answer = "dropping", False
+            return [Drop(self._attempt, None)]
+        if self.state == "landed":
+            self.state = "asking"
+            return [Ask(self._coming, self._attempt)]
+        self._answer = False
+        return []
+
+    def verdict(self, published: bool) -> list[ReceiverAction]:
+        if self.state != "asking":
+            return []
+        if published:
+            return self._apply()
+        self.state, self._answer = "dropping", False
+        return [Drop(self._attempt, None)]
+
+    def dropped(self) -> list[ReceiverAction]:
+        if self.state != "dropping":
+            return []
+        self.state = "idle"
+        return [Reply(Aborted(self._attempt))] if self._answer else []
+
+    def _apply(self) -> list[ReceiverAction]:
+        self.state = "idle"
+        self.version = self.newest = self._coming
+        return [Apply(self._coming)]
+
+
+_decoder = msgspec.msgpack.Decoder(Message)
+MAGIC = b"RWW1"
+
+
+def encode(message: _Message) -> bytes:
+    return MAGIC + msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes) -> Any:
+    """Raises ValueError for bytes that are no message of this protocol."""
+    if data[:4] != MAGIC:
+        raise ValueError("not a message of the weights protocol")
+    try:
+        return _decoder.decode(data[4:])
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"a malformed message: {error}") from error
