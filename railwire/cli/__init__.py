@@ -6,11 +6,15 @@ import typer
 
 from railwire.cli import bench, serve
 from railwire.cli.demo import demo
+from railwire.cli.demo_weights import weights as demo_weights
 from railwire.cli.doctor import doctor
 
 app = typer.Typer(no_args_is_help=True, help="Point-to-point transfers for LLM systems, over whatever NIC there is.")
 app.command()(doctor)
-app.command()(demo)
+demos = typer.Typer(invoke_without_command=True, help="Runs a real model, and kills one of its processes.")
+demos.callback()(demo)
+demos.command("weights")(demo_weights)
+app.add_typer(demos, name="demo")
 app.add_typer(bench.app, name="bench")
 app.add_typer(serve.app, name="serve")
 

@@ -26,6 +26,7 @@ _NICS = typer.Option([], "--nic", help="NIC of the engines, tcp://127.0.0.1 or s
 
 
 def demo(
+    context: typer.Context,
     out: Path = _OUT,
     prompts: Path | None = _PROMPTS,
     runner: str = typer.Option("reference", "--runner", help="Model runner."),
@@ -40,6 +41,8 @@ def demo(
 
     Needs no GPU. Writes railwire-demo.png and railwire-demo.trace.json (for ui.perfetto.dev). The exit status is 0 only
     if every answer is equal."""
+    if context.invoked_subcommand is not None:
+        return
     # Here, so that the other commands need none of it.
     from railwire.demo import table, timeline, trace
     from railwire.demo.cluster import Failed

@@ -1,0 +1,1 @@
+"""`railwire demo weights`: four trainers, two inference ranks, a real model, real steps; one trainer is killed."""
