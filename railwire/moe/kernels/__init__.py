@@ -78,6 +78,11 @@ def make_backend(name: str, geometry: Geometry, device: str) -> KernelBackend:
 
             backend: KernelBackend = TorchBackend(geometry, device)
             return backend
+        if name == "triton":
+            from railwire.moe.kernels.triton_backend import TritonBackend
+
+            compiled: KernelBackend = TritonBackend(geometry, device)
+            return compiled
     except ImportError as error:
         raise ConfigurationError(f"kernels {name!r}: {error}: pip install 'railwire[moe]'") from error
     raise ConfigurationError(f"kernels are torch or triton, not {name!r}")

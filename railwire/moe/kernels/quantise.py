@@ -18,7 +18,8 @@ def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide[:, :hidden] = x.to(torch.float32)
     wide = wide.view(tokens, blocks, SCALE_BLOCK)
     amax = wide.abs().amax(dim=2).clamp_min(FP8_MIN_AMAX)
-    values = (wide * (FP8_MAX / amax).unsqueeze(2)).clamp(-FP8_MAX, FP8_MAX)
+    factor = torch.full_like(amax, FP8_MAX) / amax  # of two tensors: torch makes 448 / amax a product with 1 / amax
+    values = (wide * factor.unsqueeze(2)).clamp(-FP8_MAX, FP8_MAX)
     values = values.view(tokens, blocks * SCALE_BLOCK)[:, :hidden].contiguous()
     return values.to(torch.float8_e4m3fn), amax * (1.0 / FP8_MAX)
 
