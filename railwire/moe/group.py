@@ -26,6 +26,7 @@ from railwire.transfer import Expectation, Fence
 
 Tensor = torch.Tensor
 _SLICE = 0.0002  # seconds that one wait may keep us from looking at the others
+_MOST_EXCUSES = 20  # each is worth half a time-out
 
 
 @dataclass(slots=True)
@@ -102,6 +103,7 @@ class ExpertGroup:
         self._wires = Wires(engine, self.geometry, rank, self._allocate)
         self._machine = Machine(self.geometry, rank)
         self._pending: dict[tuple[Wait, int], tuple[Expectation, float, int]] = {}
+        self._excuses: dict[tuple[Wait, int], int] = {}
         self._fences: dict[int, Fence] = {}
         self._unfenceable: dict[int, RailwireError] = {}
         self._busy = threading.Lock()
@@ -117,9 +119,11 @@ class ExpertGroup:
             "wait_seconds": [0.0] * config.ranks,
         }
         try:
-            _, absent = self._wires.meet(exchange, 0, max(10.0, 2 * engine.liveness))
-            if absent:
+            generation, absent = self._wires.meet(exchange, 0, max(10.0, 2 * engine.liveness))
+            if absent and not shrink:
                 raise ConfigurationError(f"ranks {sorted(absent)} are not there")
+            self._machine.reform(generation, absent)
+            self.reasons = dict.fromkeys(absent, "absent from the start")
         except BaseException:
             self._wires.close()
             raise
@@ -309,6 +313,8 @@ class ExpertGroup:
         machine, g, wires = self._machine, self.geometry, self._wires
         routing = self._routing
         for action in queue:
+            if machine.phase is Phase.OUT:
+                return
             match action:
                 case p.SendSlot(rank, rows, slot_rows):
                     assert routing is not None
@@ -346,7 +352,7 @@ class ExpertGroup:
             write(*args)
         except RailwireError as error:
             if rank not in self._machine.masked:
-                self._run(self._machine.missing(rank, str(error)))
+                self._miss(rank, str(error))
 
     def _make_outputs(self, counts: Array) -> None:
         c = self.config
@@ -446,6 +452,7 @@ class ExpertGroup:
         began = time.monotonic()
         beat_at = began + self.timeout / 2
         machine = self._machine
+        self._excuses.clear()
         while machine.phase is phase:
             for key in sorted(self._pending, key=lambda key: (key[0].value, key[1])):
                 entry = self._pending.get(key)
@@ -517,13 +524,16 @@ class ExpertGroup:
             if now < end or (wait, rank) not in self._pending or expectation.done():
                 continue
             seen = self._wires.beats(rank)
-            if seen != beats:
+            excuses = self._excuses.get((wait, rank), 0)
+            if seen != beats and excuses < _MOST_EXCUSES:
+                self._excuses[wait, rank] = excuses + 1
                 self._pending[wait, rank] = (expectation, now + self.timeout / 2, seen)
                 continue
             what = {Wait.HEADER: "its tokens", Wait.COMBINED: "its results"}.get(wait, "its second round")
             self._miss(rank, f"{what} did not come within {self.timeout * 1e3:.0f} ms")
 
     def _miss(self, rank: int, reason: str) -> None:
+        """A rank gives no sign. Perhaps because it goes on without us: then it has said so."""
         if self._wires.is_masked_by(rank):
             self._machine.masked_out()
             return
@@ -570,7 +580,11 @@ class ExpertGroup:
 
     def _wait_for_fences(self) -> None:
         end = time.monotonic() + 10.0
+        beat_at = time.monotonic()
         while self._fences and time.monotonic() < end:
+            if time.monotonic() > beat_at:  # the others may be further, and wait for us
+                beat_at += self.timeout / 4
+                self._wires.beat(self._machine.peers)
             self._wait_for_a_fence()
             self._look_at_fences()
         if self._machine.unfenced:
