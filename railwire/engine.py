@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from railwire import _native, cuda, host, memory, topology, wire
+from railwire.allocation import SharedBuffer, allocate_huge
 from railwire.counter import MAX_IMM, Counter
 from railwire.dispatcher import dispatcher
 from railwire.errors import (
@@ -208,8 +209,9 @@ class TransferEngine:
 
         Args:
             nbytes: its size.
-            device: ``"cpu"``: page-aligned, zeroed, prefaulted, on huge pages; twice as fast as ordinary memory for
-                large writes over shm. ``region.array`` is the memory. ``"cuda:N"``: memory of that GPU that peers on
+            device: ``"cpu"``: page-aligned, zeroed, prefaulted. With an shm NIC it is a memfd that peers on this host
+                map, which is the fastest way there; a child of fork() shares it. Otherwise it is on huge pages.
+                ``region.array`` is the memory. ``"cuda:N"``: memory of that GPU that peers on
                 this host can always map; what is in it is undefined. ``torch.as_tensor(region, device="cuda")`` is the
                 memory.
 
@@ -218,7 +220,15 @@ class TransferEngine:
         """
         ordinal = topology.parse_device(device)
         if ordinal is None:
-            return self.register(memory.allocate_huge(nbytes))
+            if nbytes < 1:
+                raise ValueError("nbytes must be positive")
+            if not any(nic.kind == "shm" for nic in self.nics):
+                return self.register(allocate_huge(nbytes))
+            shared = SharedBuffer(nbytes)
+            try:
+                return self.register(shared)
+            finally:
+                shared.close_fd()
         return self.register(cuda.GpuMemory(nbytes, ordinal))
 
     # ---- one-sided ---------------------------------------------------------------------------------------------------

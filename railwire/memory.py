@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire import _native, cuda, wire
+from railwire.allocation import SharedBuffer
 from railwire.buffers import Buffer
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
@@ -19,8 +19,6 @@ from railwire.transfer import Fence
 if TYPE_CHECKING:
     from railwire.engine import TransferEngine
     from railwire.peer import Peer
-
-HUGE_PAGE = 2 << 20
 
 
 def resolve_slice(key: object, nbytes: int) -> tuple[int, int]:
@@ -345,25 +343,10 @@ class ScatterTarget:
         self.dst = dst
 
 
-def allocate_huge(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Zeroed, prefaulted memory that begins on a huge page and uses huge pages where the kernel grants them."""
-    if nbytes < 0:
-        raise ValueError("nbytes must not be negative")
-    area = mmap.mmap(-1, max(nbytes, 1) + HUGE_PAGE)
-    whole = np.frombuffer(area, dtype=np.uint8)
-    skip = -int(whole.ctypes.data) % HUGE_PAGE
-    try:
-        area.madvise(mmap.MADV_HUGEPAGE)
-    except (AttributeError, OSError):
-        pass  # a kernel without transparent huge pages: ordinary pages do as well, more slowly
-    memory = whole[skip : skip + nbytes]
-    memory[::4096] = 0  # fault every page in now, not during the first transfer
-    return memory
-
-
 def register(engine: TransferEngine, buffer: Any, readable_only: bool = False) -> MemoryRegion:
     """Implements ``engine.register``."""
-    where = Buffer(buffer, readable_only)
+    shared = buffer if isinstance(buffer, SharedBuffer) else None
+    where = Buffer(buffer.array if isinstance(buffer, SharedBuffer) else buffer, readable_only)
     if where.nbytes == 0:
         raise ValueError("an empty buffer cannot be registered")
     dmabuf_fd, dmabuf_offset = -1, 0
@@ -372,7 +355,14 @@ def register(engine: TransferEngine, buffer: Any, readable_only: bool = False) -
     owner = dispatcher.keep(where.owner)
     try:
         native = engine._native.register(
-            where.address, where.nbytes, dmabuf_fd, dmabuf_offset, where.device, not readable_only, owner
+            where.address,
+            where.nbytes,
+            dmabuf_fd,
+            dmabuf_offset,
+            where.device,
+            not readable_only,
+            owner,
+            shared.fd if shared else -1,
         )
     except BaseException:
         dispatcher.drop(owner)

@@ -91,7 +91,7 @@ void HostNic::drop_caller(uint64_t event) {
   const auto found = callers_.find(event);
   if (found == callers_.end()) return;
   unwatch(found->second->socket.fd());
-  std::erase(talking_, found->second.get());
+  std::erase(hot_callers_, found->second.get());
   callers_.erase(found);
 }
 
@@ -105,10 +105,20 @@ void HostNic::hear(uint64_t event, Caller& caller) {
     if (result == HostSocket::Result::kEnded) {
       unwatch(caller.socket.fd());
       caller.ended = true;
-      if (!caller.messages) drop_caller(event);  // otherwise when its last messages have been taken
+      if (!caller.messages) {
+        drop_caller(event);
+      } else {
+        heat(caller);  // goes when its last messages have been taken
+      }
       return;
     }
-    if (length == 1) continue;  // a bell
+    if (length == 1) {  // a bell
+      if (caller.introduced) {
+        heat(caller);
+        heat_links(caller.name);
+      }
+      continue;
+    }
     HostFrame frame;
     bool good = length == sizeof frame;
     if (good) {
@@ -160,7 +170,7 @@ bool HostNic::introduce(Caller& caller, const HostFrame& frame, std::vector<Uniq
   caller.messages = RingConsumer(caller.message_memory.data(), kMessageRingBytes);
   caller.name = frame.from;
   caller.introduced = true;
-  talking_.push_back(&caller);
+  heat(caller);
   return true;
 }
 
@@ -173,6 +183,7 @@ void HostNic::hear_peer(HostPeer& peer) {
       return;
     }
   }
+  if (peer.dead) return;
   std::byte buffer[kLongestPacket];
   std::vector<UniqueFd> descriptors;
   for (int i = 0; i < kPacketsPerLook; ++i) {
@@ -197,7 +208,7 @@ void HostNic::give_memory(HostLink& link, uint64_t rkey) {
   if (std::find(region.holders.begin(), region.holders.end(), &link) == region.holders.end()) {
     region.holders.push_back(&link);
   }
-  const int descriptors[] = {region.fd.get()};
+  const int descriptors[] = {region.fd};
   send_packet(*link.peer_,
               {.type = HostFrame::kHaveMemory,
                .to = link.remote_token_,

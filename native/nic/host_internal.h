@@ -71,11 +71,13 @@ struct Caller {
   RingConsumer messages;
   bool ended = false;  // nothing follows after what is in the ring
   uint64_t event = 0;
+  bool hot = false;
+  uint32_t idle_polls = 0;
 };
 
 // Memory of our own that peers may map.
 struct SharedRegion {
-  UniqueFd fd;
+  int fd = -1;  // the registration's
   uint64_t offset = 0, length = 0;
   std::vector<HostLink*> holders;  // links whose peers were given it
 };
@@ -132,7 +134,13 @@ class HostNic final : public Nic {
 
   // host_poll.cpp
   size_t take_messages(std::span<Completion> out);
-  bool nothing_to_do();
+  bool nothing_to_do() const;
+  // Rings that poll() looks at are hot. A cold one has its sleep word set, so that the peer rings when it has put
+  // something there; with hundreds of peers, most of them silent, to look at all would be what poll() does.
+  void heat(HostLink& link);
+  void heat(Caller& caller);
+  void heat_links(const HostToken& peer);
+  void cool_down();
 
   NicInfo info_;
   HostToken name_;
@@ -147,9 +155,10 @@ class HostNic final : public Nic {
   std::map<HostToken, std::shared_ptr<HostPeer>> peers_;
   std::unordered_map<uint64_t, std::shared_ptr<HostPeer>> peer_events_;  // also those that are dead
   std::unordered_map<uint64_t, std::unique_ptr<Caller>> callers_;        // by event
-  std::vector<Caller*> talking_;                                         // those with a ring
+  std::vector<Caller*> hot_callers_;
   std::map<HostToken, HostLink*> links_by_token_;
-  std::vector<HostLink*> links_;  // that poll() looks at: not closed, or with WRs to hand back
+  std::vector<HostLink*> links_;  // that are connected
+  std::vector<HostLink*> hot_links_;
   size_t next_link_ = 0, next_caller_ = 0;
   uint32_t polls_ = 0;
   bool look_now_ = false;
@@ -229,7 +238,9 @@ class HostLink final : public Link {
   uint64_t last_rkey_ = 0;  // of the mapping used last
   HostMapping* last_mapping_ = nullptr;
   int64_t seen_alive_ns_ = 0;  // the peer's process
-  bool blocked_ = false;       // the ring had no room for the next WR
+  bool hot_ = false;
+  uint32_t idle_polls_ = 0;
+  bool blocked_ = false;  // the ring had no room for the next WR
   std::vector<Work> works_;
   uint64_t first_ = 0, next_ = 0, end_ = 0;  // [first_, next_): started; [next_, end_): waiting
   std::atomic<size_t> outstanding_{0};

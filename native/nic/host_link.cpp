@@ -28,6 +28,7 @@ HostLink::~HostLink() {
   nic_.held_.erase(std::remove_if(first, nic_.held_.end(), [&](const Completion& c) { return c.link == this; }),
                    nic_.held_.end());
   std::erase(nic_.links_, this);
+  std::erase(nic_.hot_links_, this);
   for (auto& [key, region] : nic_.shared_) std::erase(region.holders, this);
   if (peer_) {
     std::erase(peer_->links, this);
@@ -86,7 +87,10 @@ void HostLink::peer_says(const HostFrame& frame, std::vector<UniqueFd>& descript
   up_if_ready();
 }
 
-void HostLink::up_if_ready() { up_ = connected_ && attached_ && !broken_ && !closed_; }
+void HostLink::up_if_ready() {
+  up_ = connected_ && attached_ && !broken_ && !closed_;
+  if (up_) nic_.heat(*this);
+}
 
 void HostLink::break_now(int32_t error) {
   if (broken_) return;

@@ -65,6 +65,7 @@ HostNic::HostNic(const std::map<std::string, std::string>&) : name_(random_token
   info_.same_host_only = true;
   info_.completion_proves_landing = true;
   info_.closing_fences = false;  // the writer copies by itself
+  info_.closing_quiets = true;
   info_.max_write_bytes = 1ull << 40;
   info_.link_depth = 1024;
   info_.max_message_bytes = kLongestMessage;
@@ -102,8 +103,15 @@ std::string HostNic::refuses(const MemorySpec& memory) const {
 Registration HostNic::register_memory(const MemorySpec& memory) {
   if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
   const uint64_t base = reinterpret_cast<uintptr_t>(memory.address);
+  // A file that could shrink would take whoever writes there down with SIGBUS; it is reached by CMA then.
+  std::string ignored;
+  const bool shared = memory.shared_fd >= 0 && memory.writable &&
+                      is_unshrinkable_memfd(memory.shared_fd, memory.shared_offset + memory.length, &ignored);
+  const uint64_t flags =
+      (memory.writable ? uint64_t{RegionSlot::kWritable} : 0) | (shared ? uint64_t{RegionSlot::kShared} : 0);
   std::lock_guard lock(mutex_);
-  const uint64_t key = table_.add({base, memory.length, memory.writable ? uint64_t{RegionSlot::kWritable} : 0});
+  const uint64_t key = table_.add({base, memory.length, flags});
+  if (shared) shared_[key] = {memory.shared_fd, memory.shared_offset, memory.length, {}};
   return {.handle = reinterpret_cast<void*>(key), .blob = plain_blob(base, key)};
 }
 

@@ -122,10 +122,16 @@ void HostNic::peer_died(HostPeer& peer) {
   unwatch(peer.socket.fd());
   unwatch(peer.pidfd.get());
   peer.unsent.clear();
+  // Whoever still holds its handle holds nothing else of it.
+  peer.socket.close();
+  peer.pidfd.reset();
+  peer.messages = {};
+  peer.message_memory = {};
   // A name is never used again: whoever resolves it anew is told that nobody listens there.
   if (const auto found = peers_.find(peer.name); found != peers_.end() && found->second.get() == &peer) {
     peers_.erase(found);
   }
+  for (HostLink* link : peer.links) heat(*link);
   look_now_ = true;
 }
 

@@ -8,7 +8,9 @@
 namespace railwire {
 namespace {
 
-constexpr uint32_t kPollsPerLook = 256;        // at the sockets, while nobody sleeps
+constexpr uint32_t kPollsPerLook = 128;        // at the sockets, while nobody sleeps
+constexpr size_t kAlwaysHot = 16;              // rings, however silent
+constexpr uint32_t kCoolAfter = 4096;          // polls that brought nothing
 constexpr uint64_t kLandAtOnce = 128 << 10;    // bytes of one link's short writes, before the next link's turn
 constexpr uint64_t kCopyPerTurn = 256 << 10;   // the same of its long ones
 constexpr uint64_t kCopyPerPoll = 4ull << 20;  // while nothing has ended
@@ -53,6 +55,7 @@ size_t HostLink::consume(std::span<Completion> out) {
     }
     return filled;
   }
+  idle_polls_ = 0;
   std::atomic_thread_fence(std::memory_order_seq_cst);
   RingHeader& header = in_.header();
   if (header.producer_asleep.load(std::memory_order_relaxed) &&
@@ -62,11 +65,55 @@ size_t HostLink::consume(std::span<Completion> out) {
   return filled;
 }
 
+// ---- hot and cold rings ------------------------------------------------------------------------------------------
+void HostNic::heat(HostLink& link) {
+  link.idle_polls_ = 0;
+  if (link.hot_ || !link.up_) return;
+  link.hot_ = true;
+  link.in_.header().consumer_asleep.store(0, std::memory_order_relaxed);
+  hot_links_.push_back(&link);
+}
+
+void HostNic::heat(Caller& caller) {
+  caller.idle_polls = 0;
+  if (caller.hot) return;
+  caller.hot = true;
+  caller.messages.header().consumer_asleep.store(0, std::memory_order_relaxed);
+  hot_callers_.push_back(&caller);
+}
+
+void HostNic::heat_links(const HostToken& peer) {
+  const auto found = peers_.find(peer);
+  if (found == peers_.end()) return;
+  for (HostLink* link : found->second->links) heat(*link);
+}
+
+// Takes rings that have long been silent out of the turn, if there are many.
+void HostNic::cool_down() {
+  if (hot_links_.size() + hot_callers_.size() <= kAlwaysHot) return;
+  // Whoever puts something into the ring sees that the word is set, or we see what it has put there.
+  const auto cold = [](RingConsumer& ring) {
+    ring.header().consumer_asleep.store(1, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    return ring.empty() && !ring.header().producer_closed.load(std::memory_order_relaxed);
+  };
+  std::erase_if(hot_links_, [&](HostLink* link) {
+    const bool silent = link->first_ == link->end_ && link->idle_polls_ > kCoolAfter;
+    link->hot_ = link->up_ && !(silent && cold(link->in_) && !link->peer_->dead);
+    return !link->hot_;
+  });
+  std::erase_if(hot_callers_, [&](Caller* caller) {
+    caller->hot = caller->ended || caller->idle_polls <= kCoolAfter || !cold(caller->messages);
+    return !caller->hot;
+  });
+}
+
 size_t HostNic::take_messages(std::span<Completion> out) {
   size_t filled = 0, used = 0;
-  for (size_t turn = 0; turn < talking_.size() && filled < out.size(); ++turn) {
-    next_caller_ = next_caller_ + 1 < talking_.size() ? next_caller_ + 1 : 0;
-    Caller& caller = *talking_[next_caller_];
+  for (size_t turn = 0; turn < hot_callers_.size() && filled < out.size(); ++turn) {
+    next_caller_ = next_caller_ + 1 < hot_callers_.size() ? next_caller_ + 1 : 0;
+    Caller& caller = *hot_callers_[next_caller_];
+    ++caller.idle_polls;
     bool garbage = false;
     while (filled < out.size() && used + kLongestMessage <= arena_.size()) {
       RingConsumer::Record record;
@@ -84,6 +131,7 @@ size_t HostNic::take_messages(std::span<Completion> out) {
       used += length;
     }
     if (!garbage && caller.messages.finish()) {
+      caller.idle_polls = 0;
       std::atomic_thread_fence(std::memory_order_seq_cst);
       RingHeader& header = caller.messages.header();
       if (header.producer_asleep.load(std::memory_order_relaxed) &&
@@ -101,16 +149,20 @@ size_t HostNic::take_messages(std::span<Completion> out) {
 
 size_t HostNic::poll(std::span<Completion> out) {
   std::lock_guard lock(mutex_);
-  if (look_now_ || ++polls_ % kPollsPerLook == 0) look_at_events();
+  if (look_now_ || ++polls_ % kPollsPerLook == 0) {
+    look_at_events();
+    cool_down();
+  }
   size_t filled = 0;
   uint64_t copied = 0;
   bool again = true;
   while (again) {
     again = false;
-    for (size_t turn = 0; turn < links_.size() && filled < out.size(); ++turn) {
-      next_link_ = next_link_ + 1 < links_.size() ? next_link_ + 1 : 0;
-      HostLink& link = *links_[next_link_];
+    for (size_t turn = 0; turn < hot_links_.size() && filled < out.size(); ++turn) {
+      next_link_ = next_link_ + 1 < hot_links_.size() ? next_link_ + 1 : 0;
+      HostLink& link = *hot_links_[next_link_];
       if (!link.up_) continue;
+      ++link.idle_polls_;
       filled += link.consume(out.subspan(filled));
       if (link.first_ == link.end_ || !link.up_) continue;
       if (link.has_to_copy()) {
@@ -124,7 +176,7 @@ size_t HostNic::poll(std::span<Completion> out) {
     // Only copies come here twice: a long one ends after many turns, and nobody is to take us for idle meanwhile.
     again = again && filled == 0 && held_.empty() && copied < kCopyPerPoll;
   }
-  if (filled < out.size() && !talking_.empty()) filled += take_messages(out.subspan(filled));
+  if (filled < out.size() && !hot_callers_.empty()) filled += take_messages(out.subspan(filled));
   while (filled < out.size() && next_held_ < held_.size()) {
     Completion& completion = out[filled++] = held_[next_held_++];
     if (completion.kind == Completion::kWorkRequest) --static_cast<HostLink*>(completion.link)->outstanding_;
@@ -136,9 +188,9 @@ size_t HostNic::poll(std::span<Completion> out) {
   return filled;
 }
 
-bool HostNic::nothing_to_do() {
+bool HostNic::nothing_to_do() const {
   if (look_now_ || !held_.empty()) return false;
-  for (const HostLink* link : links_) {
+  for (const HostLink* link : hot_links_) {
     if (!link->up_) continue;
     if (!link->in_.empty() || link->peer_->dead) return false;
     if (link->in_.header().producer_closed.load(std::memory_order_relaxed)) return false;
@@ -148,19 +200,19 @@ bool HostNic::nothing_to_do() {
       return false;
     }
   }
-  return std::all_of(talking_.begin(), talking_.end(),
+  return std::all_of(hot_callers_.begin(), hot_callers_.end(),
                      [](const Caller* caller) { return caller->messages.empty() && !caller->ended; });
 }
 
 bool HostNic::arm() {
   std::lock_guard lock(mutex_);
   if (!nothing_to_do()) return false;
-  for (HostLink* link : links_) {
+  for (HostLink* link : hot_links_) {
     if (!link->up_) continue;
     link->in_.header().consumer_asleep.store(1, std::memory_order_relaxed);
     if (link->first_ != link->end_) link->out_.header().producer_asleep.store(1, std::memory_order_relaxed);
   }
-  for (Caller* caller : talking_) caller->messages.header().consumer_asleep.store(1, std::memory_order_relaxed);
+  for (Caller* caller : hot_callers_) caller->messages.header().consumer_asleep.store(1, std::memory_order_relaxed);
   for (const auto& [event, peer] : peer_events_) {
     if (peer->wants_room && !peer->dead) {
       peer->wants_room = false;
@@ -174,12 +226,12 @@ bool HostNic::arm() {
 
 void HostNic::disarm() {
   std::lock_guard lock(mutex_);
-  for (HostLink* link : links_) {
+  for (HostLink* link : hot_links_) {
     if (!link->up_) continue;
     link->in_.header().consumer_asleep.store(0, std::memory_order_relaxed);
     link->out_.header().producer_asleep.store(0, std::memory_order_relaxed);
   }
-  for (Caller* caller : talking_) caller->messages.header().consumer_asleep.store(0, std::memory_order_relaxed);
+  for (Caller* caller : hot_callers_) caller->messages.header().consumer_asleep.store(0, std::memory_order_relaxed);
   look_now_ = true;
 }
 

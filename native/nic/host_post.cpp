@@ -28,6 +28,7 @@ size_t HostLink::post(std::span<const WorkRequest> batch) {
     at(end_++) = {.request = batch[i]};
   }
   outstanding_ += taken;
+  nic_.heat(*this);
   advance(kCopyAtPost);
   return taken;
 }
@@ -157,11 +158,11 @@ uint64_t HostLink::copy_mapped(Work& work, uint64_t budget) {
 // A process that has ended leaves its number to others, whose memory must not be touched. While we run, less than a
 // look at the clock lies between this and the copy.
 bool HostLink::peer_lives() {
-  if (!peer_->pidfd) return !peer_->dead;
+  if (peer_->dead || !peer_->pidfd) return !peer_->dead;
   const int64_t now = host_clock_ns();
   if (now - seen_alive_ns_ < kLookAtProcess) return true;
   pollfd process{peer_->pidfd.get(), POLLIN, 0};
-  if (peer_->dead || ::poll(&process, 1, 0) > 0) return false;
+  if (::poll(&process, 1, 0) > 0) return false;
   seen_alive_ns_ = now;
   return true;
 }

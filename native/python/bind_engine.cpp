@@ -173,7 +173,7 @@ void bind_engine(nb::module_& m) {
       .def(
           "register",
           [](EngineHandle& self, uintptr_t address, uint64_t length, int dmabuf_fd, uint64_t dmabuf_offset, int device,
-             bool writable, uint64_t owner) {
+             bool writable, uint64_t owner, int shared_fd) {
             nb::gil_scoped_release release;
             if (device < 0) {
               const AddressRange range{address, length};
@@ -185,11 +185,14 @@ void bind_engine(nb::module_& m) {
                                                  .dmabuf_fd = dmabuf_fd,
                                                  .dmabuf_offset = dmabuf_offset,
                                                  .device = device,
-                                                 .writable = writable},
+                                                 .writable = writable,
+                                                 .shared_fd = shared_fd},
                                                 owner);
           },
           "address"_a, "length"_a, "dmabuf_fd"_a, "dmabuf_offset"_a, "device"_a, "writable"_a, "owner"_a,
-          "`owner` comes back in a 'release' event once nothing native uses the memory any more.")
+          "shared_fd"_a = -1,
+          "`shared_fd` >= 0: a memfd that begins with this memory, and that peers may map. `owner` comes back in a "
+          "'release' event once nothing native uses the memory any more.")
       .def(
           "region_keys",
           [](EngineHandle& self, const Region& region) {
