@@ -7,6 +7,8 @@ import ctypes
 import os
 from typing import Any
 
+import numpy.typing as npt
+
 from railwire import _native
 from railwire.errors import ConfigurationError
 
@@ -71,6 +73,25 @@ class GpuMemory:
         except _native.CudaError as error:
             raise ConfigurationError(f"cuda:{ordinal}: {error}") from error
         self.nbytes = nbytes
+        self.ordinal = ordinal
+
+    @property
+    def address(self) -> int:
+        return self._native.address
+
+    def fill(self, data: npt.NDArray[Any]) -> None:
+        """Copies a host array to the beginning, and waits. ``ValueError``: it is longer, or not contiguous."""
+        self._check(data)
+        _native.gpu_copy(self.ordinal, self.address, data.ctypes.data, data.nbytes)
+
+    def read_into(self, data: npt.NDArray[Any]) -> None:
+        """Copies the beginning to a host array, and waits. Raises as :meth:`fill` does."""
+        self._check(data)
+        _native.gpu_copy(self.ordinal, data.ctypes.data, self.address, data.nbytes)
+
+    def _check(self, data: npt.NDArray[Any]) -> None:
+        if data.nbytes > self.nbytes or not data.flags.c_contiguous:
+            raise ValueError(f"a contiguous array of at most {self.nbytes} bytes is wanted")
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:

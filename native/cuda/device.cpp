@@ -113,6 +113,17 @@ std::string to_string(const Uuid& uuid) {
   return text;
 }
 
+void copy_now(const Device& device, DevicePointer to, DevicePointer from, size_t bytes) {
+  const Driver& cuda = driver();
+  const Device::Current current(device);
+  Stream stream = nullptr;
+  cuda.check(cuda.stream_create(&stream, kStreamNonBlocking, 0), "creating a stream");
+  Result code = cuda.copy(to, from, bytes, stream);
+  if (code == kSuccess) code = cuda.stream_synchronize(stream);
+  cuda.stream_destroy(stream);
+  cuda.check(code, "copying GPU memory");
+}
+
 PinnedMemory::PinnedMemory(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), size_(bytes) {
   const Driver& cuda = driver();
   const Device::Current current(*device_);

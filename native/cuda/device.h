@@ -61,6 +61,9 @@ int ordinal_of(const Uuid& uuid);
 bool same_gpu(const Uuid& one, const Uuid& other);
 std::string to_string(const Uuid& uuid);  // "GPU-7ea8ef28-..."
 
+// Copies and waits: for set-up, tests and benchmarks, never for transfers. Either address may be host memory.
+void copy_now(const Device& device, DevicePointer to, DevicePointer from, size_t bytes);
+
 // Host memory that both sides see, page-locked: words and staging. Freed by its destructor.
 class PinnedMemory {
  public:

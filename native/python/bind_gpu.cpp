@@ -38,6 +38,13 @@ void bind_gpu(nb::module_& m) {
           },
           "bytes"_a, "ordinal"_a)
       .def_prop_ro("address", &cuda::SharableMemory::address);
+  m.def(
+      "gpu_copy",
+      [](int ordinal, uintptr_t to, uintptr_t from, size_t bytes) {
+        cuda::copy_now(*cuda::Device::open(ordinal), to, from, bytes);
+      },
+      "ordinal"_a, "target"_a, "source"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Copies and waits. Either address may be host memory.");
   nb::class_<cuda::StreamWord>(m, "StreamWord", "Raised when a CUDA stream has come so far.")
       .def_prop_ro("reached", &cuda::StreamWord::reached);
   m.def(

@@ -20,20 +20,10 @@ inline std::shared_ptr<railwire::cuda::Device> gpu_or_skip(int ordinal) {
   return railwire::cuda::Device::open(ordinal);
 }
 
-inline void move_gpu(const std::shared_ptr<railwire::cuda::Device>& device, uint64_t to, uint64_t from, size_t length) {
-  const railwire::cuda::Device::Current current(*device);
-  railwire::cuda::Stream stream = nullptr;
-  const auto& cuda = railwire::cuda::driver();
-  cuda.check(cuda.stream_create(&stream, railwire::cuda::kStreamNonBlocking, 0), "stream");
-  cuda.check(cuda.copy(to, from, length, stream), "copy");
-  cuda.check(cuda.stream_synchronize(stream), "synchronize");
-  cuda.check(cuda.stream_destroy(stream), "destroy");
-}
-
 inline std::vector<unsigned char> read_gpu(const std::shared_ptr<railwire::cuda::Device>& device, uint64_t address,
                                            size_t length) {
   std::vector<unsigned char> bytes(length);
-  move_gpu(device, reinterpret_cast<uint64_t>(bytes.data()), address, length);
+  railwire::cuda::copy_now(*device, reinterpret_cast<uint64_t>(bytes.data()), address, length);
   return bytes;
 }
 
@@ -50,7 +40,7 @@ class GpuBytes {
   }
   uint64_t address() const { return address_; }
   void fill(const std::vector<unsigned char>& bytes) {
-    move_gpu(device_, address_, reinterpret_cast<uint64_t>(bytes.data()), bytes.size());
+    railwire::cuda::copy_now(*device_, address_, reinterpret_cast<uint64_t>(bytes.data()), bytes.size());
   }
   std::vector<unsigned char> read() const { return read_gpu(device_, address_, bytes_); }
 
@@ -97,7 +87,7 @@ class ChunkedGpuBytes {
   }
   uint64_t address() const { return address_; }
   void fill(size_t offset, const std::vector<unsigned char>& bytes) {
-    move_gpu(device_, address_ + offset, reinterpret_cast<uint64_t>(bytes.data()), bytes.size());
+    railwire::cuda::copy_now(*device_, address_ + offset, reinterpret_cast<uint64_t>(bytes.data()), bytes.size());
   }
 
  private:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from railwire.bench.work import Work
+
+if TYPE_CHECKING:
+    from railwire.bench.runner import RunnerConfig
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -68,3 +72,29 @@ def verify(work: Work, destination: Bytes) -> bool:
     expected[destination_slots[:used].ravel()] = source[source_slots[:used].ravel()]
     landed = destination[: work.buffer_bytes]
     return bool(np.array_equal(landed[:size], expected.ravel()) and not landed[size:].any())
+
+
+class TorchMemory:
+    """GPU memory from torch's allocator, which is what users of other engines register."""
+
+    def __init__(self, nbytes: int, number: int) -> None:
+        import torch
+
+        self._torch: Any = torch
+        self._tensor: Any = torch.zeros(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
+        self.number = number
+        self.address = int(self._tensor.data_ptr())
+
+    def fill(self, data: Bytes) -> None:
+        self._tensor.copy_(self._torch.from_numpy(data))
+        self._torch.cuda.synchronize()
+
+    def read_into(self, data: Bytes) -> None:
+        self._torch.from_numpy(data).copy_(self._tensor)
+
+
+def device_memory(config: RunnerConfig) -> TorchMemory | None:
+    """The memory under test on the configured GPU; None: it is the host buffer."""
+    if config.device == "cpu":
+        return None
+    return TorchMemory(config.buffer_bytes, int(config.device.partition(":")[2]))

@@ -11,7 +11,8 @@ import msgspec
 
 from railwire.bench.contenders import CONTENDERS, Contender, Setting
 from railwire.bench.process import Ends, MissingContender, Run, RunnerError, start
-from railwire.bench.scenarios import BUFFER_BYTES, Scenario
+from railwire.bench.scenarios import BUFFER_BYTES, GPU_BUFFER_BYTES, Scenario
+from railwire.bench.work import Work
 
 _LEAST_CALIBRATION_S = 0.05
 _MOST_ROUNDS = 1_000_000
@@ -45,6 +46,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=False):
     cpus: tuple[int, ...] = ()
     version: str = ""
     note: str = ""
+    device: str = "cpu"
+    peer_device: str = "cpu"
 
     @property
     def scenario(self) -> Scenario:
@@ -80,6 +83,7 @@ class _Entrant:
         self.plan = plan
         self.setting = setting
         self.absent = ""
+        self.buffer_bytes = GPU_BUFFER_BYTES if setting.on_gpu else BUFFER_BYTES
         self._pair: Ends | None = None
 
     @property
@@ -89,7 +93,7 @@ class _Entrant:
             if launch is None:
                 raise MissingContender(f"{self.contender.name} has nothing for {self.plan.nic}")
             try:
-                self._pair = start(launch, self.plan.nic, self.plan.cpus, BUFFER_BYTES, self.plan.timeout_s)
+                self._pair = start(launch, self.plan.nic, self.plan.cpus, self.buffer_bytes, self.plan.timeout_s)
             except MissingContender as error:
                 raise MissingContender(self.contender.missing) from error
         return self._pair
@@ -129,15 +133,18 @@ class _Attempt:
             self.note = str(error)
             self.entrant.discard()
 
+    def work(self, rounds: int) -> Work:
+        return self.scenario.work(rounds, self.entrant.buffer_bytes)
+
     def calibrate(self) -> None:
         """Finds how many rounds fill the time; this warms the path up, too."""
         if self.scenario.rounds:
             self.rounds = self.scenario.rounds
-            self.entrant.pair.run(self.scenario.work(min(self.rounds, 4)), verify=False)
+            self.entrant.pair.run(self.work(min(self.rounds, 4)), verify=False)
             return
         rounds = 1 if self.scenario.pages > 1 else self.scenario.window
         while True:
-            seconds = self.entrant.pair.run(self.scenario.work(rounds), verify=False).seconds
+            seconds = self.entrant.pair.run(self.work(rounds), verify=False).seconds
             if seconds >= _LEAST_CALIBRATION_S:
                 break
             rounds *= 8 if seconds < _LEAST_CALIBRATION_S / 8 else 2
@@ -146,7 +153,7 @@ class _Attempt:
         )
 
     def measure(self) -> None:
-        self.runs.append(self.entrant.pair.run(self.scenario.work(self.rounds)))
+        self.runs.append(self.entrant.pair.run(self.work(self.rounds)))
 
     def result(self) -> Result:
         scenario, plan = self.scenario, self.entrant.plan
@@ -160,10 +167,12 @@ class _Attempt:
             window=scenario.window,
             cpus=plan.cpus,
             note=self.note,
+            device=self.entrant.setting.devices[0],
+            peer_device=self.entrant.setting.devices[1],
         )
         if not self.runs:
             return empty
-        work = scenario.work(self.rounds)
+        work = self.work(self.rounds)
         rates = [work.total_bytes / run.seconds / 1e9 for run in self.runs]
         return msgspec.structs.replace(
             empty,

@@ -3,7 +3,7 @@
 At its best on two cores: no progress thread, requests prepared ahead and reposted, the target looping on
 `get_new_notifs()`. A round ends when the target has seen its notification. UCX_TLS is set by the parent.
 
-Runs in the measured processes: standard library, numpy and nixl only.
+Runs in the measured processes: standard library, numpy and nixl only (and torch, for GPU memory).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from railwire.bench.buffers import Bytes
+from railwire.bench.buffers import Bytes, device_memory
 from railwire.bench.runner import Runner, RunnerConfig, main
 from railwire.bench.work import Laps, Work
 
@@ -35,11 +35,23 @@ class NixlRunner(Runner):
 
         settings = nixl_agent_config(enable_prog_thread=False, enable_listen_thread=False, backends=["UCX"])
         self._agent: Any = nixl_agent(config.role, settings)
-        self._region = self._agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "")], "DRAM")
+        self._gpu = device_memory(config)
+        self._kind = "DRAM" if self._gpu is None else "VRAM"
+        self._number = 0 if self._gpu is None else self._gpu.number
+        self._address = buffer.ctypes.data if self._gpu is None else self._gpu.address
+        self._region = self._agent.register_memory([(self._address, buffer.nbytes, self._number, "")], self._kind)
         self._peer = ""
-        self._peer_address = 0
+        self._peer_address = self._peer_number = 0
         self._prepared: list[Any] = []
         self._handles: list[Any] = []
+
+    def upload(self) -> None:
+        if self._gpu is not None:
+            self._gpu.fill(self.buffer)
+
+    def download(self) -> None:
+        if self._gpu is not None:
+            self._gpu.read_into(self.buffer)
 
     def version(self) -> str:
         from importlib.metadata import version
@@ -47,10 +59,10 @@ class NixlRunner(Runner):
         return f"NIXL {version('nixl')}, UCX_TLS={os.environ.get('UCX_TLS', '')}"
 
     def offer(self) -> bytes:
-        return json.dumps([self._agent.get_agent_metadata().hex(), self.buffer.ctypes.data]).encode()
+        return json.dumps([self._agent.get_agent_metadata().hex(), self._address, self._number]).encode()
 
     def connect(self, offer: bytes) -> None:
-        metadata, self._peer_address = json.loads(offer)
+        metadata, self._peer_address, self._peer_number = json.loads(offer)
         name = self._agent.add_remote_agent(bytes.fromhex(metadata))
         self._peer = name.decode() if isinstance(name, bytes) else name
         if self.config.initiator:
@@ -75,13 +87,15 @@ class NixlRunner(Runner):
     ) -> list[Any]:
         """One prepared request per row of offsets."""
 
-        def side(agent: str, base: int, offsets: npt.NDArray[Any]) -> Any:
+        def side(agent: str, base: int, number: int, offsets: npt.NDArray[Any]) -> Any:
             descriptors = np.zeros((offsets.size, 3), dtype=np.uint64)
             descriptors[:, 0] = offsets.ravel().astype(np.uint64) + np.uint64(base)
             descriptors[:, 1] = nbytes
-            return self._agent.prep_xfer_dlist(agent, descriptors, "DRAM")
+            descriptors[:, 2] = number
+            return self._agent.prep_xfer_dlist(agent, descriptors, self._kind)
 
-        ours, theirs = side("", self.buffer.ctypes.data, local), side(self._peer, self._peer_address, remote)
+        ours = side("", self._address, self._number, local)
+        theirs = side(self._peer, self._peer_address, self._peer_number, remote)
         self._prepared = [ours, theirs]
         indices = np.arange(local.size, dtype=np.int32).reshape(local.shape)
         return [self._agent.make_prepped_xfer(direction, ours, row, theirs, row, tag) for row in indices]

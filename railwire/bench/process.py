@@ -50,6 +50,7 @@ class Launch:
     solo: bool = False  # both ends in one process
     env: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, str] = ("cpu", "cpu")  # where the memory of initiator and target lies
 
     def command(self, config: str) -> list[str]:
         if self.isolated:
@@ -70,6 +71,7 @@ class RunnerProcess:
             "buffer_bytes": buffer_bytes,
             "timeout_s": timeout_s,
             "options": dict(launch.options),
+            "device": launch.devices[role == "target"],
         }
         self.name = f"{launch.module.rpartition('.')[2]} {role}"
         self._timeout_s = timeout_s

@@ -18,6 +18,7 @@ from railwire import MemoryRegion, Pages, Peer, PeerGroup, RemoteRegion, Scatter
 from railwire.bench.buffers import Bytes
 from railwire.bench.runner import Runner, RunnerConfig, main
 from railwire.bench.work import Laps, Slots, Work
+from railwire.cuda import GpuMemory
 
 _LANDED = 1
 _END = 2
@@ -31,16 +32,32 @@ class RailwireRunner(Runner):
         super().__init__(config, buffer)
         count = 1 if config.initiator else int(config.option("receivers", "1"))
         progress: Any = config.option("progress", "adaptive")
-        self._engines = [TransferEngine(nics=[config.nic], progress=progress) for _ in range(count)]
+        self._engines = [TransferEngine(config.device, nics=[config.nic], progress=progress) for _ in range(count)]
         self._share = config.buffer_bytes // count  # bytes of the target's buffer that each of its engines owns
+        self._gpu: GpuMemory | None = None
+        if config.device != "cpu":
+            self._gpu = GpuMemory(config.buffer_bytes, int(config.device.partition(":")[2]))
         self._regions: list[MemoryRegion] = [
-            engine.register(buffer[i * self._share : (i + 1) * self._share]) for i, engine in enumerate(self._engines)
+            engine.register(
+                buffer[i * self._share : (i + 1) * self._share]
+                if self._gpu is None
+                else (self._gpu.address + i * self._share, self._share)
+            )
+            for i, engine in enumerate(self._engines)
         ]
         self._peers: list[Peer] = []
         self._remotes: list[RemoteRegion] = []
         self._group: PeerGroup | None = None
         self._submit: list[Callable[[], Transfer]] = []
         self._arrivals: Slots = np.zeros((0, 0), dtype=np.int64)
+
+    def upload(self) -> None:
+        if self._gpu is not None:
+            self._gpu.fill(self.buffer)
+
+    def download(self) -> None:
+        if self._gpu is not None:
+            self._gpu.read_into(self.buffer)
 
     @property
     def _engine(self) -> TransferEngine:

@@ -29,7 +29,7 @@ class RunnerConfig:
     """How the parent wants a process set up.
 
     `nic` is a NIC specification as `TransferEngine` takes it; `cpus` the cores it may use (empty: any); `options` is
-    for the one contender.
+    for the one contender; `device` is where the memory under test lies.
     """
 
     role: str
@@ -38,6 +38,7 @@ class RunnerConfig:
     buffer_bytes: int = 64 << 20
     timeout_s: float = 60.0
     options: dict[str, str] | None = None
+    device: str = "cpu"
 
     @property
     def initiator(self) -> bool:
@@ -55,6 +56,12 @@ class Runner(ABC):
     def __init__(self, config: RunnerConfig, buffer: buffers.Bytes) -> None:
         self.config = config
         self.buffer = buffer
+
+    def upload(self) -> None:  # noqa: B027 - most have nothing to do
+        """With a `device` of a GPU: copies `buffer` to the memory under test."""
+
+    def download(self) -> None:  # noqa: B027
+        """With a `device` of a GPU: copies the memory under test to `buffer`."""
 
     @abstractmethod
     def version(self) -> str:
@@ -132,6 +139,7 @@ class Session:
             case "serve":
                 return {"end_ns": runner.serve(self._work())}
             case "verify":
+                runner.download()
                 return {"verified": buffers.verify(self._work(), runner.buffer)}
             case other:
                 raise ValueError(f"unknown command {other!r}")
@@ -152,6 +160,7 @@ class Session:
         elif self.filled_from != work.seed:
             buffer[:] = buffers.pattern(len(buffer), work.seed)
             self.filled_from = work.seed
+        self.runner.upload()
         if self.work is None or self.work.with_rounds(1) != work.with_rounds(1):
             self.runner.prepare(work)
         self.work = work

@@ -71,6 +71,17 @@ SWEEP: tuple[Scenario, ...] = (
     Scenario("pingpong", 64, window=1),
 )
 
+GPU_BUFFER_BYTES = 256 * MIB
+GPU_SWEEP: tuple[Scenario, ...] = (
+    Scenario("pages", 4 * KIB, pages=8192, window=2),
+    Scenario("pages", 32 * KIB, pages=2048, window=2),
+    Scenario("pages", 128 * KIB, pages=512, window=2),
+    Scenario("pages", 1 * MIB, pages=64, window=2),
+    Scenario("write", 16 * MIB, window=4),
+    Scenario("write", 64, window=1),
+    Scenario("pingpong", 64, window=1),
+)
+
 
 def single(
     op: str,

@@ -28,6 +28,16 @@ def _names(text: str, allowed: tuple[str, ...], option: str) -> tuple[str, ...]:
     return names
 
 
+def _device(text: str, option: str) -> str:
+    from railwire.topology import parse_device
+
+    try:
+        parse_device(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+    return text
+
+
 def _cpus(text: str) -> tuple[int, ...]:
     if text in ("", "none"):
         return ()
@@ -60,6 +70,8 @@ def p2p(
     nic: Annotated[
         list[str] | None, typer.Option(help="tcp, shm, or any NIC that railwire doctor lists; repeatable.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where the sender's memory lies: cpu or cuda:N.")] = "cpu",
+    peer_device: Annotated[str | None, typer.Option(help="Where the receiver's lies; without it as --device.")] = None,
     op: Annotated[str | None, typer.Option(help=f"One of {', '.join(OPS)}. Without it: a sweep.")] = None,
     page_bytes: Annotated[int | None, typer.Option(help="Bytes of a page, a write or a message.")] = None,
     pages: Annotated[int | None, typer.Option(help="Pages of one submission.")] = None,
@@ -91,20 +103,24 @@ def p2p(
     from railwire.bench.quiet import busy_share
 
     others = _names(against, tuple(name for name in CONTENDERS if name != "railwire"), "--against")
+    devices = (_device(device, "--device"), _device(peer_device or device, "--peer-device"))
     cores = _cpus(_default_cpus() if cpus is None else cpus)
     if op is None:
         if page_bytes or pages or window:
             raise typer.BadParameter(
                 "name an --op to choose sizes; without one the sweep is measured", param_hint="--op"
             )
-        chosen = scenarios.SWEEP
+        chosen = scenarios.SWEEP if devices == ("cpu", "cpu") else scenarios.GPU_SWEEP
     else:
         try:
             chosen = (scenarios.single(op, page_bytes, pages, rounds, pattern, window),)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--op") from None
     setting = Setting(
-        peer_python=str(peer_python or sys.executable), progress=progress, receivers=receivers if op == "scatter" else 1
+        peer_python=str(peer_python or sys.executable),
+        progress=progress,
+        receivers=receivers if op == "scatter" else 1,
+        devices=devices,
     )
     plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
     results: list[Result] = []
