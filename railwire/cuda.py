@@ -12,9 +12,6 @@ import numpy.typing as npt
 from railwire import _native
 from railwire.errors import ConfigurationError
 
-_DMA_BUF_FD = 1  # CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
-
-
 _HOST_REGISTER_DEVICEMAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
 _ALREADY_REGISTERED = 712  # CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
 
@@ -22,30 +19,28 @@ _ALREADY_REGISTERED = 712  # CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
 def _driver() -> ctypes.CDLL:
     """Raises ConfigurationError: there is no CUDA driver."""
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL(os.environ.get("RAILWIRE_LIBCUDA") or "libcuda.so.1")
     except OSError as error:
         raise ConfigurationError(f"GPU memory needs the CUDA driver: {error}") from error
 
 
-def export_dmabuf(address: int, nbytes: int) -> tuple[int, int]:
+def export_dmabuf(address: int, nbytes: int, ordinal: int) -> tuple[int, int]:
     """A dma-buf of the pages around ``[address, address + nbytes)``, and where the range begins in it.
 
-    Returns (-1, 0) where the driver cannot export one; registration then depends on a peer-memory kernel module.
+    Returns (-1, 0) where the driver cannot export one; registration with an RDMA NIC then depends on a peer-memory
+    kernel module.
 
     Raises:
-        ConfigurationError: there is no CUDA driver.
+        ConfigurationError: there is no CUDA driver, or no such GPU.
     """
-    driver = _driver()
-    if not hasattr(driver, "cuMemGetHandleForAddressRange"):
-        return -1, 0
     page = os.sysconf("SC_PAGE_SIZE")
     begin = address // page * page
     length = -(-(address + nbytes - begin) // page) * page
-    fd = ctypes.c_int(-1)
-    status = driver.cuMemGetHandleForAddressRange(
-        ctypes.byref(fd), ctypes.c_uint64(begin), ctypes.c_size_t(length), ctypes.c_int(_DMA_BUF_FD), ctypes.c_uint64(0)
-    )
-    return (fd.value, address - begin) if status == 0 else (-1, 0)
+    try:
+        fd, _ = _native.gpu_dmabuf(ordinal, begin, length)
+    except _native.CudaError as error:
+        raise ConfigurationError(f"GPU memory: {error}") from error
+    return (fd, address - begin) if fd >= 0 else (-1, 0)
 
 
 def close_dmabuf(fd: int) -> None:

@@ -99,9 +99,11 @@ class TransferEngine:
         self._watchers: dict[int, Watcher] = {}
         self._next_imm = 1 + secrets.randbelow(MAX_IMM // 2)
         self._tag = dispatcher.register_engine(self)
+        ordinal = topology.parse_device(device)
+        all_options = {**(options or {}), **({} if ordinal is None else {"gpu": str(ordinal)})}
         try:
             self._native = _native.Engine(
-                specs, progress == "spin", -1 if cpu is None else cpu, liveness, self._tag, dict(options or {})
+                specs, progress == "spin", -1 if cpu is None else cpu, liveness, self._tag, all_options
             )
         except _native.NativeError as error:
             raise ConfigurationError(str(error)) from error

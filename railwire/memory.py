@@ -351,7 +351,7 @@ def register(engine: TransferEngine, buffer: Any, readable_only: bool = False) -
         raise ValueError("an empty buffer cannot be registered")
     dmabuf_fd, dmabuf_offset = -1, 0
     if where.device >= 0:
-        dmabuf_fd, dmabuf_offset = cuda.export_dmabuf(where.address, where.nbytes)
+        dmabuf_fd, dmabuf_offset = cuda.export_dmabuf(where.address, where.nbytes, where.device)
     owner = dispatcher.keep(where.owner)
     try:
         native = engine._native.register(

@@ -42,8 +42,9 @@ class Copier {
   // What is submitted next waits for what `stream` has been given so far.
   void wait_for(Stream stream);
 
-  uint64_t submitted() const { return submitted_; }  // batches; the first is 1
-  uint64_t finished();                               // all batches up to this one
+  uint64_t submitted() const { return submitted_; }       // batches; the first is 1
+  uint64_t finished_so_far() const { return finished_; }  // as of the last finished()
+  uint64_t finished();                                    // all batches up to this one
   // Why nothing more is copied; empty: nothing is wrong. Looked at by finished(), from time to time.
   const std::string& failure() const { return failure_; }
   const Device& device() const { return *device_; }

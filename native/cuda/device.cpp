@@ -113,6 +113,30 @@ std::string to_string(const Uuid& uuid) {
   return text;
 }
 
+void allow_peer(const Device& device, const Device& other) {
+  const Driver& cuda = driver();
+  int can = 0;
+  cuda.check(cuda.can_access_peer(&can, device.handle, other.handle), "asking whether two GPUs reach each other");
+  if (!can) {
+    throw CudaError(-1, "cuda:" + std::to_string(device.ordinal) + " (" + device.name +
+                            ") has no peer access to cuda:" + std::to_string(other.ordinal) + " (" + other.name +
+                            "): no NVLink, and PCIe does not allow it");
+  }
+  const Device::Current current(device);
+  const Result code = cuda.enable_peer_access(other.context_, 0);
+  if (code != kPeerAccessAlready) cuda.check(code, "enabling access from one GPU to another");
+}
+
+int export_dmabuf(const Device& device, DevicePointer address, size_t bytes, std::string* why) {
+  const Driver& cuda = driver();
+  const Device::Current current(device);  // without one the export fails, and seems to lack a kernel module
+  int fd = -1;
+  const Result code = cuda.range_handle(&fd, address, bytes, kRangeDmaBufFd, 0);
+  if (code == kSuccess) return fd;
+  *why = cuda.describe(code);
+  return -1;
+}
+
 void copy_now(const Device& device, DevicePointer to, DevicePointer from, size_t bytes) {
   const Driver& cuda = driver();
   const Device::Current current(device);

@@ -47,6 +47,7 @@ class Device {
  private:
   friend class Current;
   friend class PinnedMemory;
+  friend void allow_peer(const Device& device, const Device& other);
   Device(int ordinal, DeviceHandle handle, const Uuid& uuid, std::string name);
 
   Context context_ = nullptr;
@@ -60,6 +61,12 @@ int device_of(const void* pointer);
 int ordinal_of(const Uuid& uuid);
 bool same_gpu(const Uuid& one, const Uuid& other);
 std::string to_string(const Uuid& uuid);  // "GPU-7ea8ef28-..."
+
+// Lets `device` reach memory of `other`, in this process. Throws CudaError: there is no path between the two.
+void allow_peer(const Device& device, const Device& other);
+
+// A dma-buf of whole pages of GPU memory, for NICs; -1: the driver exports none, and *why says it in its words.
+int export_dmabuf(const Device& device, DevicePointer address, size_t bytes, std::string* why);
 
 // Copies and waits: for set-up, tests and benchmarks, never for transfers. Either address may be host memory.
 void copy_now(const Device& device, DevicePointer to, DevicePointer from, size_t bytes);

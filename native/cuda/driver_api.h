@@ -150,6 +150,7 @@ inline constexpr int kRangeDmaBufFd = 1;
   X(unreserve, cuMemAddressFree, (DevicePointer, size_t))                                                     \
   X(map, cuMemMap, (DevicePointer, size_t, size_t, AllocationHandle, unsigned long long))                     \
   X(unmap, cuMemUnmap, (DevicePointer, size_t))                                                               \
+  X(range_handle, cuMemGetHandleForAddressRange, (void*, DevicePointer, size_t, int, unsigned long long))     \
   X(set_access, cuMemSetAccess, (DevicePointer, size_t, const MemAccessDesc*, size_t))
 
 }  // namespace railwire::cuda

@@ -135,6 +135,10 @@ void HostNic::hear(uint64_t event, Caller& caller) {
 
 // False: not what a NIC of this version says.
 bool HostNic::take_packet(Caller& caller, const HostFrame& frame, std::vector<UniqueFd>& descriptors) {
+  if (frame.type == HostFrame::kWantGpuMemory && !caller.introduced) {
+    give_gpu_memory(caller, frame.rkey, frame.offset);
+    return true;
+  }
   if (!caller.introduced) return introduce(caller, frame, descriptors);
   // Whoever does not know a link's token gets nothing, and learns nothing.
   const auto link = links_by_token_.find(frame.to);

@@ -42,6 +42,11 @@ struct HostFrame {
     kWantMemory,  // `to`: your link, `rkey`: map this region of yours for me
     kHaveMemory,  // `to`: your link, `rkey`, `offset`, `length`: here it is. With the memfd.
     kGoneMemory,  // `to`: your link, `rkey`: it is no more, unmap it
+    // On a socket of its own. `rkey`: give me the descriptors of this region of yours, on a GPU, from chunk `offset`
+    // on. The answer is one kHaveGpuMemory for each of some chunks, with its descriptor and `length`, and one without:
+    // how many there are in all.
+    kWantGpuMemory,
+    kHaveGpuMemory,
   };
   uint32_t magic = kHostMagic;
   uint16_t version = kHostVersion;

@@ -20,6 +20,7 @@
 
 #include "nic/host_copy.h"
 #include "nic/host_frames.h"
+#include "nic/host_gpu.h"
 #include "nic/host_memory.h"
 #include "nic/host_ring.h"
 #include "nic/host_socket.h"
@@ -95,6 +96,8 @@ class HostNic final : public Nic {
   std::string refuses(const MemorySpec& memory) const override;
   Registration register_memory(const MemorySpec& memory) override;
   void deregister(Registration& registration) override;
+  RemoteMemory import_memory(std::span<const std::byte> blob) override;
+  void release_memory(RemoteMemory& memory) override;
   std::unique_ptr<Link> create_link() override;
   size_t poll(std::span<Completion> out) override;
   int wait_fd() const override { return epoll_.get(); }
@@ -127,6 +130,9 @@ class HostNic final : public Nic {
   bool take_packet(Caller& caller, const HostFrame& frame, std::vector<UniqueFd>& descriptors);
   bool introduce(Caller& caller, const HostFrame& frame, std::vector<UniqueFd>& descriptors);
   void give_memory(HostLink& link, uint64_t rkey);
+  void give_gpu_memory(Caller& caller, uint64_t rkey, uint64_t first);
+  void fetch_chunks(const HostToken& owner, uint64_t key, std::vector<cuda::OwnedFd>* descriptors,
+                    std::vector<uint64_t>* sizes);
   void map_memory(HostPeer& peer, const HostFrame& frame, int fd);
   void hear_peer(HostPeer& peer);
   void look_at_clock();
@@ -134,7 +140,7 @@ class HostNic final : public Nic {
 
   // host_poll.cpp
   size_t take_messages(std::span<Completion> out);
-  bool nothing_to_do() const;
+  bool nothing_to_do();
   // Rings that poll() looks at are hot. A cold one has its sleep word set, so that the peer rings when it has put
   // something there; with hundreds of peers, most of them silent, to look at all would be what poll() does.
   void heat(HostLink& link);
@@ -146,6 +152,7 @@ class HostNic final : public Nic {
   HostToken name_;
   std::mutex mutex_;
   RegionTable table_;
+  HostGpu gpu_;
   std::unordered_map<uint64_t, SharedRegion> shared_;  // by key
   HostSocket listener_;
   UniqueFd epoll_;
@@ -158,6 +165,7 @@ class HostNic final : public Nic {
   std::vector<Caller*> hot_callers_;
   std::map<HostToken, HostLink*> links_by_token_;
   std::vector<HostLink*> links_;  // that are connected
+  std::vector<HostLink*> draining_links_;
   std::vector<HostLink*> hot_links_;
   size_t next_link_ = 0, next_caller_ = 0;
   uint32_t polls_ = 0;
@@ -166,8 +174,9 @@ class HostNic final : public Nic {
   size_t mapped_ = 0;  // HostMapping objects of all peers
   std::vector<Completion> held_;
   size_t next_held_ = 0;
-  std::vector<std::byte> arena_;  // messages that poll() handed out last
-  CmaList list_;                  // 32 KiB of scratch
+  std::vector<std::byte> arena_;     // messages that poll() handed out last
+  CmaList list_;                     // 32 KiB of scratch
+  std::vector<cuda::Piece> pieces_;  // scratch
 };
 
 class HostLink final : public Link {
@@ -188,7 +197,7 @@ class HostLink final : public Link {
   friend struct HostPeer;
 
   // How a WR's bytes travel.
-  enum class Way : uint8_t { kUnknown, kNone, kInline, kMapped, kCma };
+  enum class Way : uint8_t { kUnknown, kNone, kInline, kMapped, kCma, kGpu, kBounce };
   struct Work {
     WorkRequest request;
     Way way = Way::kUnknown;
@@ -198,6 +207,10 @@ class HostLink final : public Link {
     uint64_t record = 0;      // kInline: where its record begins,
     uint64_t wait_for = 0;    // and where it ends: done when the peer has consumed so far
     std::byte* to = nullptr;  // kMapped
+    uint64_t gpu = 0;         // kGpu, kBounce: the peer's memory, where it is a GPU's
+    uint64_t batch = 0;       // of the copier: done when it has finished so far; 0: not given to it
+    int bounce = -1;          // kBounce: the pinned buffer
+    bool told = false;        // kGpu: its immediate is in the ring
   };
 
   // host_link.cpp: set-up
@@ -205,6 +218,7 @@ class HostLink final : public Link {
   void up_if_ready();
   void break_now(int32_t error);
   void take_back(Status status, int32_t error);
+  void await_gpu();
 
   // host_post.cpp: the WRs' way
   Work& at(uint64_t number) { return works_[number & (works_.size() - 1)]; }
@@ -221,6 +235,14 @@ class HostLink final : public Link {
   bool peer_lives();
   void complete();
   void publish();
+
+  // host_gpu_post.cpp: where a side is a GPU's memory
+  void choose_gpu_way(Work& work, bool remote_gpu, const RegionRange& range);
+  bool start_gpu();
+  bool bounce(Work& work);
+  bool bounce_by_cpu(Work& work, bool to_bounce, uint64_t length);
+  bool gpu_done(Work& work);
+  bool gpu_under_way() { return last_batch_ > nic_.gpu_.finished() && !nic_.gpu_.failed(); }
 
   // host_poll.cpp
   size_t consume(std::span<Completion> out);
@@ -240,7 +262,9 @@ class HostLink final : public Link {
   int64_t seen_alive_ns_ = 0;  // the peer's process
   bool hot_ = false;
   uint32_t idle_polls_ = 0;
-  bool blocked_ = false;  // the ring had no room for the next WR
+  bool blocked_ = false;   // the ring had no room for the next WR
+  bool draining_ = false;  // taken back, but for what a GPU still copies
+  uint64_t last_batch_ = 0;
   std::vector<Work> works_;
   uint64_t first_ = 0, next_ = 0, end_ = 0;  // [first_, next_): started; [next_, end_): waiting
   std::atomic<size_t> outstanding_{0};

@@ -1,7 +1,10 @@
 // Links: how the two halves find each other, and how they end.
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
+#include <utility>
 
 #include "nic/host_internal.h"
 
@@ -22,6 +25,7 @@ HostLink::HostLink(HostNic& nic) : nic_(nic), token_(random_token()) {
 
 HostLink::~HostLink() {
   close();
+  await_gpu();
   std::shared_ptr<HostPeer> peer;  // goes after the lock
   std::lock_guard lock(nic_.mutex_);
   const auto first = nic_.held_.begin() + static_cast<ptrdiff_t>(nic_.next_held_);
@@ -29,11 +33,23 @@ HostLink::~HostLink() {
                    nic_.held_.end());
   std::erase(nic_.links_, this);
   std::erase(nic_.hot_links_, this);
+  std::erase(nic_.draining_links_, this);
   for (auto& [key, region] : nic_.shared_) std::erase(region.holders, this);
   if (peer_) {
     std::erase(peer_->links, this);
     peer = peer_;
     nic_.let_go(*peer_);
+  }
+}
+
+// Nobody may write into memory that is no longer ours to write to. A copy takes milliseconds at most.
+void HostLink::await_gpu() {
+  while (true) {
+    {
+      std::lock_guard lock(nic_.mutex_);
+      if (!last_batch_ || !gpu_under_way()) return;
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 }
 
@@ -99,11 +115,18 @@ void HostLink::break_now(int32_t error) {
   take_back(Status::kUnreachable, error);
 }
 
-// Hands back all WRs: those that have ended with their own status, the others with this one.
+// Hands back all WRs: those that have ended with their own status, the others with this one. What a GPU still copies
+// cannot be taken back: it, and what was posted behind it, comes when that has ended.
 void HostLink::take_back(Status status, int32_t error) {
-  if (out_) complete();
+  const bool was_draining = std::exchange(draining_, false);
+  if (out_ && !was_draining) complete();
   for (; first_ != end_; ++first_) {
-    const Work& work = at(first_);
+    Work& work = at(first_);
+    if (work.batch > nic_.gpu_.finished() && !nic_.gpu_.failed()) {
+      draining_ = true;
+      break;
+    }
+    if (work.bounce >= 0) nic_.gpu_.give_bounce(std::exchange(work.bounce, -1));
     nic_.held_.push_back({.kind = Completion::kWorkRequest,
                           .status = work.status == Status::kOk ? status : work.status,
                           .provider_error = work.status == Status::kOk ? error : work.error,
@@ -111,6 +134,8 @@ void HostLink::take_back(Status status, int32_t error) {
                           .link = this});
   }
   next_ = end_;
+  blocked_ = false;
+  if (draining_ && !was_draining) nic_.draining_links_.push_back(this);
 }
 
 void HostLink::close() {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
@@ -27,6 +28,12 @@ uint64_t kernel_id() {
   uint64_t hash = 0xcbf29ce484222325;
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
+}
+
+// The engine's GPU, which TransferEngine names in the option "gpu"; -1: none.
+int gpu_option(const std::map<std::string, std::string>& options) {
+  const auto found = options.find("gpu");
+  return found == options.end() ? -1 : std::atoi(found->second.c_str());
 }
 
 }  // namespace
@@ -54,7 +61,8 @@ std::string to_hex(const HostToken& token) {
   return text;
 }
 
-HostNic::HostNic(const std::map<std::string, std::string>&) : name_(random_token()), arena_(kArenaBytes) {
+HostNic::HostNic(const std::map<std::string, std::string>& options)
+    : name_(random_token()), gpu_(gpu_option(options)), arena_(kArenaBytes) {
   listener_ = HostSocket::listen("railwire-shm-" + to_hex(name_));
   epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_) throw NicError(std::string("shm: cannot make an epoll descriptor: ") + std::strerror(errno));
@@ -96,13 +104,27 @@ void HostNic::unwatch(int fd) {
 }
 
 // ---- memory ------------------------------------------------------------------------------------------------------
-std::string HostNic::refuses(const MemorySpec& memory) const {
-  return memory.device >= 0 ? "shm: reaches host memory only; GPU memory needs an RDMA NIC" : "";
-}
+std::string HostNic::refuses(const MemorySpec& memory) const { return gpu_.refuses(memory); }
 
 Registration HostNic::register_memory(const MemorySpec& memory) {
   if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
   const uint64_t base = reinterpret_cast<uintptr_t>(memory.address);
+  if (memory.device >= 0) {
+    const uint64_t flags = RegionSlot::kGpu | (memory.writable ? uint64_t{RegionSlot::kWritable} : 0);
+    uint64_t key = 0;
+    {
+      std::lock_guard lock(mutex_);
+      key = table_.add({base, memory.length, flags});
+    }
+    try {
+      // `local` is not null: the CPU must not touch it.
+      return {.handle = reinterpret_cast<void*>(key), .local = &gpu_, .blob = gpu_.share(memory, base, key, name_)};
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      table_.remove(key);
+      throw;
+    }
+  }
   // A file that could shrink would take whoever writes there down with SIGBUS; it is reached by CMA then.
   std::string ignored;
   const bool shared = memory.shared_fd >= 0 && memory.writable &&
@@ -118,6 +140,7 @@ Registration HostNic::register_memory(const MemorySpec& memory) {
 void HostNic::deregister(Registration& registration) {
   const auto key = reinterpret_cast<uint64_t>(registration.handle);
   if (key == 0) return;
+  gpu_.forget(key);
   // Whoever holds the lock may be landing a peer's short write.
   std::lock_guard lock(mutex_);
   table_.remove(key);
@@ -130,7 +153,9 @@ void HostNic::deregister(Registration& registration) {
   registration = {};
 }
 
-std::string HostNic::describe(int32_t provider_error) const { return std::strerror(provider_error); }
+std::string HostNic::describe(int32_t provider_error) const {
+  return provider_error == EREMOTEIO && gpu_.failed() ? gpu_.failure() : std::strerror(provider_error);
+}
 
 std::unique_ptr<Nic> make_host_nic(const std::map<std::string, std::string>& options) {
   return std::make_unique<HostNic>(options);

@@ -41,6 +41,10 @@ size_t HostLink::consume(std::span<Completion> out) {
         in_.refuse();
         continue;
       }
+      if (range.flags & RegionSlot::kGpu) {
+        in_.refuse();  // a writer of ours never sends it so
+        continue;
+      }
       std::memcpy(reinterpret_cast<void*>(record.target.remote), record.payload, length);
       landed += length;
       if (kind == RecordKind::kWrite) continue;
@@ -153,6 +157,10 @@ size_t HostNic::poll(std::span<Completion> out) {
     look_at_events();
     cool_down();
   }
+  std::erase_if(draining_links_, [](HostLink* link) {
+    link->take_back(Status::kFlushed, 0);
+    return !link->draining_;
+  });
   size_t filled = 0;
   uint64_t copied = 0;
   bool again = true;
@@ -188,9 +196,11 @@ size_t HostNic::poll(std::span<Completion> out) {
   return filled;
 }
 
-bool HostNic::nothing_to_do() const {
+bool HostNic::nothing_to_do() {
   if (look_now_ || !held_.empty()) return false;
-  for (const HostLink* link : hot_links_) {
+  if (!draining_links_.empty()) return false;
+  for (HostLink* link : hot_links_) {
+    if (link->last_batch_ && link->gpu_under_way()) return false;
     if (!link->up_) continue;
     if (!link->in_.empty() || link->peer_->dead) return false;
     if (link->in_.header().producer_closed.load(std::memory_order_relaxed)) return false;

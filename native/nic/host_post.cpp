@@ -48,8 +48,11 @@ void HostLink::choose_way(Work& work) {
     work.error = EACCES;
     return;
   }
+  const bool remote_gpu = range.flags & RegionSlot::kGpu;
   if (request.length == 0) {
     work.way = Way::kNone;
+  } else if (remote_gpu || request.local_key) {
+    choose_gpu_way(work, remote_gpu, range);
   } else if ((range.flags & RegionSlot::kShared) && (work.to = mapped_at(request, range))) {
     work.way = Way::kMapped;
   } else {
@@ -96,6 +99,11 @@ uint64_t HostLink::advance(uint64_t budget) {
       }
       copied += request.length;
       ++next_;
+    } else if (work.way == Way::kGpu) {
+      if (!start_gpu()) break;
+    } else if (work.way == Way::kBounce && work.copied < request.length) {
+      if (!bounce(work)) break;
+      copied += HostGpu::kBounceBytes;
     } else if (work.copied < request.length) {
       if (!copy(budget - copied, &copied)) break;
     } else {
@@ -230,6 +238,7 @@ void HostLink::complete() {
     break_now(EPROTO);
     return;
   }
+  bool immediates = false;
   for (; first_ != next_; ++first_) {
     Work& work = at(first_);
     if (work.way == Way::kInline) {
@@ -238,6 +247,9 @@ void HostLink::complete() {
         work.status = Status::kRemoteAccess;
         work.error = EACCES;
       }
+    } else if (work.way == Way::kGpu && work.status == Status::kOk) {
+      if (!gpu_done(work)) break;
+      immediates |= work.told;
     }
     nic_.held_.push_back({.kind = Completion::kWorkRequest,
                           .status = work.status,
@@ -245,6 +257,7 @@ void HostLink::complete() {
                           .context = work.request.context,
                           .link = this});
   }
+  if (immediates) publish();
 }
 
 }  // namespace railwire

@@ -18,6 +18,7 @@ struct RegionSlot {
   enum Flags : uint64_t {
     kWritable = 1,
     kShared = 2,  // a memfd, which the owner hands out to peers
+    kGpu = 4,     // a GPU's: no CPU touches it
   };
   std::atomic<uint64_t> key;  // 0: none
   std::atomic<uint64_t> base;

@@ -1,9 +1,11 @@
 // What Python asks of the CUDA driver: whose memory an address is, and words on which streams and operations meet.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <string>
+#include <utility>
 
 #include "cuda/sharing.h"
 #include "cuda/stream_words.h"
@@ -38,6 +40,15 @@ void bind_gpu(nb::module_& m) {
           },
           "bytes"_a, "ordinal"_a)
       .def_prop_ro("address", &cuda::SharableMemory::address);
+  m.def(
+      "gpu_dmabuf",
+      [](int ordinal, uintptr_t address, size_t bytes) {
+        std::string why;
+        const int fd = cuda::export_dmabuf(*cuda::Device::open(ordinal), address, bytes, &why);
+        return std::make_pair(fd, why);
+      },
+      "ordinal"_a, "address"_a, "bytes"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "A dma-buf of whole pages, or (-1, why there is none).");
   m.def(
       "gpu_copy",
       [](int ordinal, uintptr_t to, uintptr_t from, size_t bytes) {

@@ -1,0 +1,227 @@
+// The way of work requests where a side is a GPU's memory, and the memory itself: registration, descriptors, imports.
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "nic/host_internal.h"
+
+namespace railwire {
+namespace {
+
+constexpr size_t kMostPieces = 8192;    // of one batch
+constexpr int kFetchPatience = 10'000;  // ms for a peer to hand out descriptors
+constexpr size_t kMostChunks = 4096;
+constexpr size_t kChunksAnAnswer = 64;
+
+std::byte* plus(void* address, uint64_t offset) { return static_cast<std::byte*>(address) + offset; }
+
+}  // namespace
+
+void HostLink::choose_gpu_way(Work& work, bool remote_gpu, const RegionRange& range) {
+  const WorkRequest& request = work.request;
+  if (remote_gpu) {
+    const uint64_t mapped = nic_.gpu_.mapped(request.rkey, peer_->name);
+    if (mapped == 0) {
+      work.status = Status::kRemoteAccess;
+      work.error = ENXIO;
+      return;
+    }
+    work.gpu = mapped + (request.remote - range.base);
+  }
+  work.way = remote_gpu && request.local_key ? Way::kGpu : Way::kBounce;
+}
+
+// Gives the copier what can go in one batch. While it has enough to do, WRs gather here: many short ones then share a
+// launch. False: nothing more can be started now.
+bool HostLink::start_gpu() {
+  HostGpu& gpu = nic_.gpu_;
+  if (gpu.failed()) {
+    at(next_).status = Status::kOther;
+    at(next_).error = EREMOTEIO;
+    return true;
+  }
+  gpu.finished();
+  if (gpu.busy()) return false;
+  if (out_.header().consumer_closed.load(std::memory_order_seq_cst)) {
+    break_now(ECONNRESET);
+    return false;
+  }
+  std::vector<cuda::Piece>& pieces = nic_.pieces_;
+  pieces.clear();
+  for (uint64_t i = next_; i != end_ && pieces.size() < kMostPieces; ++i) {
+    Work& work = at(i);
+    if (work.way == Way::kUnknown && work.status == Status::kOk) choose_way(work);
+    if (work.way != Way::kGpu || work.status != Status::kOk) break;
+    const WorkRequest& request = work.request;
+    const auto local = reinterpret_cast<uint64_t>(request.local);
+    const bool read = request.flags & WorkRequest::kRead;
+    pieces.push_back({read ? work.gpu : local, read ? local : work.gpu, request.length});
+  }
+  const size_t taken = gpu.copy(pieces);
+  for (size_t i = 0; i < taken; ++i) at(next_++).batch = gpu.submitted();
+  if (taken) last_batch_ = gpu.submitted();
+  return taken > 0 || gpu.failed();
+}
+
+// Whether the GPU has copied it, and its immediate is on its way.
+bool HostLink::gpu_done(Work& work) {
+  HostGpu& gpu = nic_.gpu_;
+  if (gpu.finished() < work.batch) {
+    if (!gpu.failed()) return false;
+    work.status = Status::kOther;
+    work.error = EREMOTEIO;
+    return true;
+  }
+  if (work.told || !(work.request.flags & WorkRequest::kImmediate)) return true;
+  work.told = out_.add(RecordKind::kImmediate, 0, work.request.immediate) != nullptr;
+  return work.told;
+}
+
+// One buffer full after the other: from the source to pinned memory and from there on. One of the two steps is the
+// GPU's, which is waited for in later turns. True: a step has been made; false: not now.
+bool HostLink::bounce(Work& work) {
+  HostGpu& gpu = nic_.gpu_;
+  const WorkRequest& request = work.request;
+  const bool read = request.flags & WorkRequest::kRead;
+  const bool source_gpu = read ? work.gpu != 0 : request.local_key != nullptr;
+  const uint64_t length = std::min<uint64_t>(request.length - work.copied, HostGpu::kBounceBytes);
+  const uint64_t on_gpu = (work.gpu ? work.gpu : reinterpret_cast<uint64_t>(request.local)) + work.copied;
+  if (gpu.failed()) {
+    work.status = Status::kOther;
+    work.error = EREMOTEIO;
+    return true;
+  }
+  if (work.batch) {
+    if (gpu.finished() < work.batch) return false;
+    if (source_gpu && !bounce_by_cpu(work, false, length)) return work.status != Status::kOk;
+    work.copied += length;
+    work.batch = 0;
+    gpu.give_bounce(std::exchange(work.bounce, -1));
+    return true;
+  }
+  if (work.bounce < 0) {
+    work.bounce = gpu.take_bounce();
+    if (work.bounce < 0) return false;
+    if (!source_gpu && !bounce_by_cpu(work, true, length)) {
+      gpu.give_bounce(std::exchange(work.bounce, -1));
+      return work.status != Status::kOk;
+    }
+  }
+  const uint64_t pinned = gpu.bounce_on_gpu(work.bounce);
+  const cuda::Piece piece{source_gpu ? on_gpu : pinned, source_gpu ? pinned : on_gpu, length};
+  if (gpu.copy({&piece, 1}) == 0) return false;
+  work.batch = last_batch_ = gpu.submitted();
+  return false;
+}
+
+// The other step. False: it did not work, and the WR's status says why, or the link has broken.
+bool HostLink::bounce_by_cpu(Work& work, bool to_bounce, uint64_t length) {
+  const WorkRequest& request = work.request;
+  std::byte* pinned = nic_.gpu_.bounce(work.bounce);
+  if (!request.local_key) {  // the host memory is ours
+    std::byte* local = plus(request.local, work.copied);
+    std::memcpy(to_bounce ? pinned : local, to_bounce ? local : pinned, length);
+    return true;
+  }
+  CmaList& list = nic_.list_;
+  for (uint64_t done = 0; done < length;) {
+    list.clear();
+    list.add(pinned + done, request.remote + work.copied + done, length - done);
+    const int64_t moved = peer_lives() ? list.run(peer_->pid, to_bounce) : -ESRCH;
+    if (moved <= 0) {
+      if (moved == -EFAULT) {
+        work.status = Status::kRemoteAccess;
+        work.error = EFAULT;
+      } else {
+        break_now(static_cast<int32_t>(moved < 0 ? -moved : EIO));
+      }
+      return false;
+    }
+    done += static_cast<uint64_t>(moved);
+  }
+  return true;
+}
+
+// ---- imports
+// -----------------------------------------------------------------------------------------------------------
+RemoteMemory HostNic::import_memory(std::span<const std::byte> blob) {
+  HostGpuBlob gpu;
+  RemoteMemory memory;
+  if (!decode_gpu_blob(blob, &gpu, &memory)) return parse_plain_blob(blob, "shm");
+  HostToken name = gpu.owner;
+  const bool same_process = name == name_ || gpu.pid == static_cast<uint64_t>(getpid());
+  gpu_.map(memory.rkey, gpu, same_process, [&](std::vector<cuda::OwnedFd>* fds, std::vector<uint64_t>* sizes) {
+    fetch_chunks(name, memory.rkey, fds, sizes);
+  });
+  memory.handle = reinterpret_cast<void*>(memory.rkey);
+  return memory;
+}
+
+void HostNic::release_memory(RemoteMemory& memory) {
+  if (memory.handle) gpu_.unmap(memory.rkey);
+  memory = {};
+}
+
+// Asks the NIC that has registered it for the descriptors of a region's chunks, on a socket of its own: some at a time,
+// so that the answer fits into the socket.
+void HostNic::fetch_chunks(const HostToken& owner, uint64_t key, std::vector<cuda::OwnedFd>* descriptors,
+                           std::vector<uint64_t>* sizes) {
+  HostSocket socket;
+  const int error = HostSocket::dial("railwire-shm-" + to_hex(owner), 1000, &socket);
+  if (error != 0)
+    throw NicError(std::string("shm: the owner of GPU memory cannot be reached: ") + std::strerror(error));
+  sizes->clear();
+  HostFrame ask{.type = HostFrame::kWantGpuMemory, .from = name_, .to = owner, .rkey = key};
+  if (socket.send(bytes_of(ask)) != HostSocket::Result::kDone) throw NicError("shm: the owner of GPU memory has ended");
+  while (true) {
+    pollfd ready{socket.fd(), POLLIN, 0};
+    if (::poll(&ready, 1, kFetchPatience) <= 0) {
+      throw NicError("shm: the owner of GPU memory does not hand out its descriptors: its process is stopped or busy");
+    }
+    std::byte buffer[kLongestPacket];
+    size_t length = 0;
+    std::vector<UniqueFd> received;
+    HostFrame frame;
+    if (socket.receive(buffer, &length, &received) != HostSocket::Result::kDone || length != sizeof frame) {
+      throw NicError("shm: the owner of GPU memory has ended, or no longer has it registered");
+    }
+    std::memcpy(&frame, buffer, sizeof frame);
+    if (frame.magic != kHostMagic || frame.type != HostFrame::kHaveGpuMemory || frame.rkey != key) {
+      throw NicError("shm: the owner of GPU memory answers something else");
+    }
+    if (received.size() == 1 && sizes->size() < kMostChunks) {
+      descriptors->emplace_back(fcntl(received.front().get(), F_DUPFD_CLOEXEC, 0));
+      sizes->push_back(frame.length);
+      continue;
+    }
+    if (!received.empty() || frame.length > kMostChunks) throw NicError("shm: too many chunks of GPU memory");
+    // The end of this answer: so many are there in all.
+    if (frame.length == sizes->size()) return;
+    if (ask.offset == sizes->size()) throw NicError("shm: the owner of GPU memory hands out no more of its chunks");
+    ask.offset = sizes->size();
+    if (socket.send(bytes_of(ask)) != HostSocket::Result::kDone) {
+      throw NicError("shm: the owner of GPU memory has ended");
+    }
+  }
+}
+
+// The owner's side. Any process of this user that knows the key may ask.
+void HostNic::give_gpu_memory(Caller& caller, uint64_t rkey, uint64_t first) {
+  std::vector<int> descriptors;
+  std::vector<uint64_t> sizes;
+  if (!gpu_.chunks(rkey, &descriptors, &sizes)) return;
+  HostFrame frame{.type = HostFrame::kHaveGpuMemory, .from = name_, .rkey = rkey};
+  for (size_t i = first; i < std::min(descriptors.size(), first + kChunksAnAnswer); ++i) {
+    frame.length = sizes[i];
+    if (caller.socket.send(bytes_of(frame), {&descriptors[i], 1}) != HostSocket::Result::kDone) break;
+  }
+  frame.length = sizes.size();
+  (void)caller.socket.send(bytes_of(frame));
+}
+
+}  // namespace railwire
