@@ -145,6 +145,7 @@ void HostGpu::map(uint64_t key, const HostGpuBlob& blob, bool same_process, cons
   auto [place, fresh] = imports_.try_emplace(key, std::move(import));
   if (!fresh && place->second.owner != blob.owner) fail("two peers share memory under one key");
   ++place->second.uses;
+  ++changes_;
 }
 
 void HostGpu::unmap(uint64_t key) {
@@ -152,6 +153,7 @@ void HostGpu::unmap(uint64_t key) {
   std::lock_guard lock(mutex_);
   const auto found = imports_.find(key);
   if (found == imports_.end() || --found->second.uses > 0) return;
+  ++changes_;
   gone = std::move(found->second);
   imports_.erase(found);
 }

@@ -5,6 +5,7 @@
 // one step is the GPU's, the other the CPU's (a copy here, CMA to the peer).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -54,6 +55,8 @@ class HostGpu {
   void unmap(uint64_t key);
   // Where the peer's region begins for our GPU; 0: it is not mapped, or it is another peer's.
   uint64_t mapped(uint64_t key, const HostToken& owner) const;
+  // Moves whenever an answer of mapped() may have changed.
+  uint64_t changes() const { return changes_.load(std::memory_order_acquire); }
 
   // ---- the driver's -------------------------------------------------------------------------------------------------
   // Whether pieces given now should wait for more: enough is under way to keep the GPU busy.
@@ -85,6 +88,7 @@ class HostGpu {
   std::shared_ptr<cuda::Device> device_;
   std::map<uint64_t, cuda::Exported> own_;
   std::map<uint64_t, Import> imports_;
+  std::atomic<uint64_t> changes_{1};
   std::unique_ptr<cuda::Copier> copier_;  // made with the first registration or import, before any WR can name it
   std::unique_ptr<cuda::PinnedMemory> bounces_;
   std::vector<int> free_bounces_;

@@ -25,13 +25,17 @@ std::byte* plus(void* address, uint64_t offset) { return static_cast<std::byte*>
 void HostLink::choose_gpu_way(Work& work, bool remote_gpu, const RegionRange& range) {
   const WorkRequest& request = work.request;
   if (remote_gpu) {
-    const uint64_t mapped = nic_.gpu_.mapped(request.rkey, peer_->name);
-    if (mapped == 0) {
+    if (last_gpu_rkey_ != request.rkey || last_gpu_changes_ != nic_.gpu_.changes()) {
+      last_gpu_changes_ = nic_.gpu_.changes();
+      last_gpu_rkey_ = request.rkey;
+      last_gpu_ = nic_.gpu_.mapped(request.rkey, peer_->name);
+    }
+    if (last_gpu_ == 0) {
       work.status = Status::kRemoteAccess;
       work.error = ENXIO;
       return;
     }
-    work.gpu = mapped + (request.remote - range.base);
+    work.gpu = last_gpu_ + (request.remote - range.base);
   }
   work.way = remote_gpu && request.local_key ? Way::kGpu : Way::kBounce;
 }
@@ -68,11 +72,10 @@ bool HostLink::start_gpu() {
   return taken > 0 || gpu.failed();
 }
 
-// Whether the GPU has copied it, and its immediate is on its way.
-bool HostLink::gpu_done(Work& work) {
-  HostGpu& gpu = nic_.gpu_;
-  if (gpu.finished() < work.batch) {
-    if (!gpu.failed()) return false;
+// Whether the GPU has copied it (all batches up to `copied`), and its immediate is on its way.
+bool HostLink::gpu_done(Work& work, uint64_t copied) {
+  if (copied < work.batch) {
+    if (!nic_.gpu_.failed()) return false;
     work.status = Status::kOther;
     work.error = EREMOTEIO;
     return true;

@@ -241,7 +241,7 @@ class HostLink final : public Link {
   bool start_gpu();
   bool bounce(Work& work);
   bool bounce_by_cpu(Work& work, bool to_bounce, uint64_t length);
-  bool gpu_done(Work& work);
+  bool gpu_done(Work& work, uint64_t copied);
   bool gpu_under_way() { return last_batch_ > nic_.gpu_.finished() && !nic_.gpu_.failed(); }
 
   // host_poll.cpp
@@ -265,6 +265,7 @@ class HostLink final : public Link {
   bool blocked_ = false;   // the ring had no room for the next WR
   bool draining_ = false;  // taken back, but for what a GPU still copies
   uint64_t last_batch_ = 0;
+  uint64_t last_gpu_rkey_ = 0, last_gpu_ = 0, last_gpu_changes_ = 0;  // what choose_gpu_way() looked up last
   std::vector<Work> works_;
   uint64_t first_ = 0, next_ = 0, end_ = 0;  // [first_, next_): started; [next_, end_): waiting
   std::atomic<size_t> outstanding_{0};

@@ -239,6 +239,7 @@ void HostLink::complete() {
     return;
   }
   bool immediates = false;
+  const uint64_t copied = last_batch_ ? nic_.gpu_.finished() : 0;  // looked at once: it is a look at the clock, too
   for (; first_ != next_; ++first_) {
     Work& work = at(first_);
     if (work.way == Way::kInline) {
@@ -248,7 +249,7 @@ void HostLink::complete() {
         work.error = EACCES;
       }
     } else if (work.way == Way::kGpu && work.status == Status::kOk) {
-      if (!gpu_done(work)) break;
+      if (!gpu_done(work, copied)) break;
       immediates |= work.told;
     }
     nic_.held_.push_back({.kind = Completion::kWorkRequest,
