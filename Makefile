@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-rxe build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-rxe test-gpu build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,11 @@ test-native: build-native
 # The native tests and the engine's on real queue pairs: Soft-RoCE in an emulated machine that it starts itself.
 test-rxe: build-native
 	scripts/test-rxe.sh
+
+# The tests of GPU memory on this machine's GPUs, as they run in `make test` on a driver in memory.
+test-gpu: build-native
+	RAILWIRE_TEST_GPU=1 build/native/railwire_tests -tc='copier*,sharing*,device*,stream*'
+	RAILWIRE_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_shm.py tests/test_cuda.py
 
 build-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null
