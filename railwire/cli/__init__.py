@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from railwire.cli import bench, serve
+from railwire.cli import bench, serve, weights
 from railwire.cli.demo import demo
 from railwire.cli.demo_weights import weights as demo_weights
 from railwire.cli.doctor import doctor
@@ -17,6 +17,7 @@ demos.command("weights")(demo_weights)
 app.add_typer(demos, name="demo")
 app.add_typer(bench.app, name="bench")
 app.add_typer(serve.app, name="serve")
+app.add_typer(weights.app, name="weights")
 
 
 def _print_version(wanted: bool) -> None:

@@ -211,3 +211,52 @@ def engine(
         print(engine_bench.json_line(figures))
     else:
         Console().print(engine_bench.table(figures))
+
+
+@app.command()
+def weights(
+    against: Annotated[
+        str, typer.Option(help="Also measure these: engine, gloo, nixl; checkpoint-engine and vllm need a GPU.")
+    ] = "engine,gloo",
+    nic: Annotated[str, typer.Option(help="NIC of Railwire's engines.")] = "tcp://127.0.0.1",
+    trainers: Annotated[int, typer.Option(min=1, max=8)] = 2,
+    receivers: Annotated[int, typer.Option(min=1, max=2)] = 2,
+    megabytes: Annotated[int, typer.Option(min=25, help="Size of the model in bf16.")] = 400,
+    rounds: Annotated[int, typer.Option(min=1, help="Updates that are measured in each turn.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="How often the contenders take turns.")] = 2,
+    peer_python: Annotated[Path | None, typer.Option(help="Python interpreter that has nixl, and railwire.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
+) -> None:
+    """Weight updates from sharded trainers to tensor-parallel receivers: seconds until the version is visible at every
+    receiver. `engine` is the bare engine writing as many bytes in one write a pair: the ceiling."""
+    import msgspec
+    from rich.table import Table
+
+    from railwire.bench.weights_bench import NEEDS_GPU, RUN_HERE, measure
+
+    others = _names(against, (*RUN_HERE[1:], *NEEDS_GPU), "--against")
+    console = _console(stderr=json)
+    found = measure(
+        ("railwire", *others), nic=nic, trainers=trainers, receivers=receivers, megabytes=megabytes, rounds=rounds,
+        turns=turns, peer_python=str(peer_python or sys.executable),
+        step=lambda name: console.print(f"measuring {name}", style="dim"),
+    )  # fmt: skip
+    if json:
+        for one in found:
+            print(msgspec.json.encode(one).decode())
+    else:
+        table = Table(title=f"{trainers} trainers to {receivers} receivers over {nic}")
+        for column in ("contender", "model", "visible after", "GB/s", "times railwire's"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        base = found[0]
+        for one in found:
+            if one.problem:
+                table.add_row(one.contender, "", one.problem, "", "")
+                continue
+            ratio = f"{one.median / base.median:.2f} x" if base.seconds else ""
+            size = f"{one.nbytes / 1e6:.0f} MB"
+            table.add_row(one.contender, size, f"{one.median * 1e3:.0f} ms", f"{one.gbytes_per_s:.2f}", ratio)
+        console.print(table)
+    if found[0].problem or found[0].right is False:
+        console.print("[bold red]Railwire's update failed, or the weights were not what they should be.[/]")
+        raise typer.Exit(1)

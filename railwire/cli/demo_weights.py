@@ -21,8 +21,8 @@ def weights(
     max_tokens: int = typer.Option(12, "--max-tokens", min=1, max=128, help="Tokens that are generated to compare."),
 ) -> None:
     """Trains SmolLM2 in four processes (FSDP2 x TP), updates two tensor-parallel inference ranks, and compares what
-    they generate with the trainers' full state dict. A trainer is killed in the middle of an update: the old version goes on
-    being served, and the next update succeeds after its return.
+    they generate with the trainers' full state dict. A trainer is killed in the middle of an update: the old version
+    goes on being served, and the next update succeeds after its return.
 
     Needs no GPU. Writes railwire-weights.png. The exit status is 0 only if everything was equal."""
     from railwire.demo.weights import picture

@@ -34,6 +34,7 @@ class Rendezvous:
     """Signed values under a prefix of a store.
 
     Args:
+        store: a client that nobody else waits on: a TCPStore's serves one call at a time.
         secret: shared by trainers and receivers; also that of their engines.
         prefix: of the keys, one per job.
     """

@@ -34,17 +34,17 @@ def main() -> None:
     prompt = tokenizer.encode("The capital of France is") if tokenizer is not None else [1, 2, 3, 4, 5]
     count = int(os.environ["RAILWIRE_DEMO_TOKENS"])
     engine = TransferEngine(
-        nics=os.environ["RAILWIRE_DEMO_NICS"].split(","), secret=secret, name=f"receiver {rank}", liveness=2.0
+        nics=os.environ["RAILWIRE_DEMO_NICS"].split(","), secret=secret, name=f"inference {rank}", liveness=2.0
     )
 
     def describe(checkpoint: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> Destination:
-        return record(f"receiver {rank}", served.load_weights, checkpoint, served.live)
+        return record(f"inference {rank}", served.load_weights, checkpoint, served.live)
 
     def published(version: int) -> None:
         say(event="published", rank=rank, version=version, time=time.time())
 
     rendezvous = Rendezvous(tcp_store(host, int(port)), secret=secret)
-    receiver = Receiver(engine, rendezvous, f"receiver {rank}", describe, on_publish=published)
+    receiver = Receiver(engine, rendezvous, f"inference {rank}", describe, on_publish=published)
     say(event="ready", rank=rank)
     for line in sys.stdin:
         order, *arguments = line.split()

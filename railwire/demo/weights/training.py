@@ -63,7 +63,7 @@ def main() -> None:
     host, port, secret, model = (os.environ[f"RAILWIRE_DEMO_{name}"] for name in ("HOST", "PORT", "SECRET", "MODEL"))
     saved = os.environ.get("RAILWIRE_DEMO_SAVED")
     trained, tokenizer = build(model, Path(saved) if saved else None)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-5)
     text = Path(os.environ["RAILWIRE_DEMO_TEXT"]).read_text(encoding="utf-8")
     rendezvous = Rendezvous(tcp_store(host, int(port)), secret=secret)
     nics = os.environ["RAILWIRE_DEMO_NICS"].split(",")
