@@ -161,9 +161,9 @@ def test_the_death_of_a_local_process_is_known_long_before_the_liveness_time(
     assert time.monotonic() - begin < 0.5
 
 
-def test_the_fence_of_a_stopped_shm_writer_comes_with_its_death(open_engine: Open, child: Child) -> None:
-    engine = open_engine("shm", liveness=0.5)
-    peer = engine.connect(child.call(far_side.open_engine, ["shm"], liveness=0.5))
+def test_the_fence_of_a_stopped_writer_that_copies_comes_with_its_death(open_engine: Open, child: Child) -> None:
+    engine = open_engine("libfabric:shm", liveness=0.5)
+    peer = engine.connect(child.call(far_side.open_engine, ["libfabric:shm"], liveness=0.5))
     child.stop()
     peer.lost.wait(5)
     for _ in range(2):  # it may go on at any time
@@ -171,6 +171,15 @@ def test_the_fence_of_a_stopped_shm_writer_comes_with_its_death(open_engine: Ope
             peer.close()
     child.kill()
     peer.close()
+
+
+def test_a_stopped_shm_peer_that_was_not_copying_is_fenced_at_once(open_engine: Open, child: Child) -> None:
+    engine = open_engine("shm", liveness=0.5)
+    peer = engine.connect(child.call(far_side.open_engine, ["shm"], liveness=0.5))
+    child.stop()
+    peer.lost.wait(5)
+    peer.close()
+    child.resume()
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
@@ -385,6 +394,7 @@ def test_a_stopped_writer_cannot_write_after_the_fence(open_engine: Open, child:
         region.revoke()
         fenced = True
     except RailwireError as error:
+        # Stopped in the middle of a copy.
         assert nic == "shm" and type(error).__name__ == "FenceError", error
         fenced = False
     if fenced:

@@ -23,7 +23,6 @@
 #include "engine/control_addresses.h"
 #include "engine/counters.h"
 #include "engine/doorbell.h"
-#include "engine/driver_lock.h"
 #include "engine/events.h"
 #include "engine/memory.h"
 #include "engine/mpsc.h"
@@ -32,6 +31,7 @@
 #include "engine/transfer.h"
 #include "engine/watcher.h"
 #include "nic/nic.h"
+#include "nic/quick_lock.h"
 
 namespace railwire {
 
@@ -293,6 +293,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void revoke_done(RevokeOperation& revoke);
   void close_step(Peer& peer);
   static bool fenced_without_peer(const Peer& peer);
+  static bool links_fenced(const Peer& peer);
 
   const EngineOptions options_;
   std::vector<std::unique_ptr<Nic>> nics_;

@@ -30,7 +30,16 @@ Failure not_fenced(const std::vector<std::shared_ptr<Peer>>& peers) {
 void RevokeOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_revoke(*this); }
 void CloseOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_close(*this); }
 
-bool Engine::fenced_without_peer(const Peer& peer) { return peer.process_dead || peer.all_links_fence; }
+bool Engine::fenced_without_peer(const Peer& peer) {
+  return peer.process_dead || peer.all_links_fence || links_fenced(peer);
+}
+
+// Whether its links, closed on our side alone, keep it out. Not known any more once they have been released.
+bool Engine::links_fenced(const Peer& peer) {
+  return !peer.links.empty() && std::all_of(peer.links.begin(), peer.links.end(), [](const auto& link) {
+    return link->nic->info().closing_fences || (link->link && link->link->fenced());
+  });
+}
 
 // Of a peer that has ended: whether nothing of it can land here any more. Its CLOSE says so: it is sent when nothing of
 // the sender's is under way.

@@ -179,6 +179,7 @@ void Engine::release_links(Peer& peer) {
   for (const auto& link : peer.links) {
     if (link->link && !link->link->closed()) return;
   }
+  peer.all_links_fence |= links_fenced(peer);
   struct Rest {
     std::unique_ptr<Link> link;
     uint32_t nic;

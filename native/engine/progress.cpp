@@ -244,7 +244,10 @@ Engine::Polled Engine::poll_nics() {
   Polled polled;
   for (uint32_t i = 0; i < nics_.size(); ++i) {
     const size_t n = nics_[i]->poll(completions_);
-    if (n == 0) continue;
+    if (n == 0) {
+      polled.any |= nics_[i]->working();
+      continue;
+    }
     polled.any = true;
     NicStats& stats = nic_stats_[i];
     for (size_t k = 0; k < n; ++k) {

@@ -26,6 +26,7 @@
 #include "nic/host_socket.h"
 #include "nic/host_table.h"
 #include "nic/nic.h"
+#include "nic/quick_lock.h"
 
 namespace railwire {
 
@@ -100,6 +101,7 @@ class HostNic final : public Nic {
   void release_memory(RemoteMemory& memory) override;
   std::unique_ptr<Link> create_link() override;
   size_t poll(std::span<Completion> out) override;
+  bool working() const override { return copying_; }
   int wait_fd() const override { return epoll_.get(); }
   bool arm() override;
   void disarm() override;
@@ -150,7 +152,7 @@ class HostNic final : public Nic {
 
   NicInfo info_;
   HostToken name_;
-  std::mutex mutex_;
+  DriverLock mutex_;
   RegionTable table_;
   HostGpu gpu_;
   std::unordered_map<uint64_t, SharedRegion> shared_;  // by key
@@ -170,6 +172,7 @@ class HostNic final : public Nic {
   size_t next_link_ = 0, next_caller_ = 0;
   uint32_t polls_ = 0;
   bool look_now_ = false;
+  bool copying_ = false;  // the last poll() has copied, and there is more
   int64_t next_clock_ns_ = 0;
   size_t mapped_ = 0;  // HostMapping objects of all peers
   std::vector<Completion> held_;
@@ -191,6 +194,7 @@ class HostLink final : public Link {
   bool broken() const override { return broken_; }
   void close() override;
   bool closed() const override { return closed_ && outstanding_ == 0; }
+  bool fenced() const override;
 
  private:
   friend class HostNic;

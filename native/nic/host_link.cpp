@@ -138,6 +138,14 @@ void HostLink::take_back(Status status, int32_t error) {
   if (draining_ && !was_draining) nic_.draining_links_.push_back(this);
 }
 
+// The peer's process looks at consumer_closed after it has set `copying`, and we look the other way round: so it is not
+// copying now, and will not begin. A peer that has not told us of its ring may have ours already.
+bool HostLink::fenced() const {
+  if (!closed_) return false;
+  if (!in_) return !connected_;
+  return in_.header().copying.load(std::memory_order_seq_cst) == 0;
+}
+
 void HostLink::close() {
   std::lock_guard lock(nic_.mutex_);
   if (closed_) return;

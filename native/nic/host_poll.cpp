@@ -13,7 +13,7 @@ constexpr size_t kAlwaysHot = 16;              // rings, however silent
 constexpr uint32_t kCoolAfter = 4096;          // polls that brought nothing
 constexpr uint64_t kLandAtOnce = 128 << 10;    // bytes of one link's short writes, before the next link's turn
 constexpr uint64_t kCopyPerTurn = 256 << 10;   // the same of its long ones
-constexpr uint64_t kCopyPerPoll = 4ull << 20;  // while nothing has ended
+constexpr uint64_t kCopyPerPoll = 1ull << 20;  // while nothing has ended
 
 }  // namespace
 
@@ -182,6 +182,7 @@ size_t HostNic::poll(std::span<Completion> out) {
       }
     }
     // Only copies come here twice: a long one ends after many turns, and nobody is to take us for idle meanwhile.
+    copying_ = again;
     again = again && filled == 0 && held_.empty() && copied < kCopyPerPoll;
   }
   if (filled < out.size() && !hot_callers_.empty()) filled += take_messages(out.subspan(filled));

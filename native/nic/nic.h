@@ -168,6 +168,9 @@ class Link {
   virtual void close() = 0;
   // After close(): every WR has come back by poll(), and none is in the provider's hands.
   virtual bool closed() const = 0;
+  // After close(), where not NicInfo::closing_fences: no byte of the remote half can land here any more all the same,
+  // as the writer was seen not to be writing. Once true it stays true. A driver call.
+  virtual bool fenced() const { return false; }
 
   // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final once closed(), when
   // all of them have been handed out or will be by poll().
@@ -204,6 +207,8 @@ class Nic {
 
   // Makes progress and fills `out`; returns how many. Message data stays valid until the next call.
   virtual size_t poll(std::span<Completion> out) = 0;
+  // The last poll() has moved bytes of a WR that has not ended: come back at once, whatever it has handed out.
+  virtual bool working() const { return false; }
 
   // A descriptor that becomes readable when poll() has something to do after arm(); -1: there is none, and the caller
   // has to nap. arm() returns false if it is not safe to sleep (poll again first). disarm() after waking.

@@ -1,12 +1,12 @@
 // The lock that guards the engine: exclusive, and nobody sleeps for ever.
-#include "engine/driver_lock.h"
-
 #include <doctest/doctest.h>
 
 #include <chrono>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "nic/quick_lock.h"
 
 using namespace railwire;
 

@@ -1,5 +1,6 @@
-// The lock of whoever drives an engine. It is taken and given back for each submission and each look of a waiting
-// thread, nearly always unopposed: inlined, that is two instructions, where a pthread mutex takes some eighty.
+// The lock of whoever drives an engine, and of the shm NIC. It is taken and given back for each submission, each poll
+// and each look of a waiting thread, nearly always unopposed: inlined, that is two instructions, where a pthread mutex
+// takes some eighty.
 #pragma once
 
 #include <atomic>
