@@ -96,12 +96,14 @@ void table(const char* title, const Area& from, const Area& to, double seconds) 
   }
 }
 
-void latency(const Area& from, const Area& to) {
+void latency(const Area& from, const Area& to, double pause) {
   for (const size_t bytes : {size_t{64}, size_t{4096}, size_t{65536}}) {
     Copier copier(from.device);
     const Piece piece{from.address, to.address, bytes};
     std::vector<double> times;
     for (int i = 0; i < 2000; ++i) {
+      for (const double until = now() + pause; now() < until;) {
+      }
       const double began = now();
       run(copier, {&piece, 1});
       times.push_back((now() - began) * 1e6);
@@ -126,7 +128,7 @@ int main(int argc, char** argv) {
   const Area first(Device::open(0)), second(Device::open(0));
   std::printf("%s, %d GPUs\n", first.device->name.c_str(), count);
   table("on one GPU, random pages", first, second, seconds);
-  latency(first, second);
+  for (const double pause : {0.0, 100e-6, 500e-6}) latency(first, second, pause);
   if (count < 2) return 0;
   const Area far(Device::open(1));
   int can = 0;
@@ -144,6 +146,6 @@ int main(int argc, char** argv) {
     driver().check(driver().enable_peer_access(context, 0), "enabling peer access");
   }
   table("from GPU 0 to GPU 1, random pages", first, far, seconds);
-  latency(first, far);
+  for (const double pause : {0.0, 100e-6, 500e-6}) latency(first, far, pause);
   return 0;
 }
