@@ -218,7 +218,7 @@ def test_a_good_machine_has_none(tmp_path: Path) -> None:
     machine, offered = eight_by_eight(tmp_path)
     report = report_of(machine, offered)
     assert not whats(pitfalls.rdma(report.rdma_devices, GOOD))
-    assert not whats(pitfalls.gpus(report.gpus, report.rdma_devices, report.pairings, tmp_path))
+    assert not whats(pitfalls.gpus(report.gpus, report.gpu_paths, report.rdma_devices, report.pairings, tmp_path))
     assert not whats(pitfalls.library(report.libfabric))
 
 
@@ -256,7 +256,7 @@ def test_gpu_memory_out_of_reach(tmp_path: Path) -> None:
 def test_gpus_far_from_every_nic(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.gpu("pci0000:80", "0000:80:01.0", numa=1)
-    assert "host memory only" in whats(report_of(machine, probe(*LOCAL)).pitfalls)
+    assert "within this host only" in whats(report_of(machine, probe(*LOCAL)).pitfalls)
     machine.rdma("mlx5_0", "pci0000:00", "0000:00:07.0", numa=0)
     assert "crosses sockets" in whats(report_of(machine, probe(*LOCAL, ("verbs", "mlx5_0"))).pitfalls)
 

@@ -188,6 +188,15 @@ def _show_gpus(report: Report, console: Console) -> None:
         )
     )
     console.print(report.gpu_driver or "No NVIDIA driver is loaded.", style="dim", markup=False)
+    if report.gpu_paths:
+        console.print(_gpu_paths(report))
+
+
+def _gpu_paths(report: Report) -> Table:
+    targets = sorted({path.target for path in report.gpu_paths}, key=lambda name: int(name[5:]))
+    works = {(path.source, path.target): path.works for path in report.gpu_paths}
+    rows = [(source, *("yes" if works[source, target] else "no" for target in targets)) for source in targets]
+    return _table("GPU to GPU over shm, as tried by two processes", ("from", *targets), rows)
 
 
 def _by_distance(report: Report, gpu: str) -> str:

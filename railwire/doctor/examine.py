@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import railwire
-from railwire import handshake, topology, wire
-from railwire.doctor import libraries, limits, pitfalls, verbs
+from railwire import _native, handshake, topology, wire
+from railwire.doctor import gpu_paths, libraries, limits, pitfalls, verbs
 from railwire.doctor.report import GpuFacts, Pairing, Plan, Report
 from railwire.errors import ConfigurationError
 from railwire.topology import gpus as gpu_lists
@@ -55,6 +55,7 @@ def examine(
         for gpu in found
         for device in rdma
     )
+    paths = gpu_paths.try_all(range(len(visible))) if here and visible and not _native.gpu_driver() else ()
     plans = tuple(
         _plan(device, lambda name: topology.plan(name, probe, root, tcp_host, environ=environ, driver_order=order))
         for device in ("cpu", *(f"cuda:{number}" for number in range(len(visible))))
@@ -70,6 +71,7 @@ def examine(
         verbs=direct,
         gpus=gpus,
         gpu_driver=sysfs.read_text(root / "proc/driver/nvidia/version").partition("\n")[0],
+        gpu_paths=paths,
         pairings=pairings,
         limits=allowed,
         plans=plans,
@@ -77,7 +79,7 @@ def examine(
             *pitfalls.library(libfabric),
             *pitfalls.rdma(rdma, allowed),
             *verbs.pitfalls(direct),
-            *pitfalls.gpus(gpus, rdma, pairings, root),
+            *pitfalls.gpus(gpus, paths, rdma, pairings, root),
             *pitfalls.machine(allowed, root, environ),
             *pitfalls.network(interfaces, tcp_host),
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from railwire.doctor.libraries import AMAZON
 from railwire.doctor.limits import Limits
-from railwire.doctor.report import GpuFacts, Libfabric, Pairing, Pitfall
+from railwire.doctor.report import GpuFacts, GpuPath, Libfabric, Pairing, Pitfall
 from railwire.topology.sysfs import NetInterface, RdmaDevice, read_text
 
 
@@ -90,17 +90,28 @@ def rdma(devices: Sequence[RdmaDevice], limits: Limits) -> Iterator[Pitfall]:
 
 
 def gpus(
-    found: Sequence[GpuFacts], devices: Sequence[RdmaDevice], pairings: Sequence[Pairing], root: Path
+    found: Sequence[GpuFacts],
+    paths: Sequence[GpuPath],
+    devices: Sequence[RdmaDevice],
+    pairings: Sequence[Pairing],
+    root: Path,
 ) -> Iterator[Pitfall]:
-    """Those of GPU memory and its way to a NIC."""
+    """Those of GPU memory and its way to another GPU, or to a NIC."""
     if not found:
         return
+    for path in paths:
+        if not path.works:
+            yield Pitfall(
+                "warning",
+                f"a process on {path.source} cannot write into a process's memory on {path.target}: {path.why}",
+                "one PID and IPC namespace for both, GPUs with peer access, no MIG (docs/gpu.md)",
+            )
     usable = [device for device in devices if device.active]
     if not usable:
         yield Pitfall(
             "note",
-            "GPUs but no RDMA NIC: tcp and shm reach host memory only, registering GPU memory fails",
-            "copy through host memory (engine.allocate)",
+            "GPUs but no RDMA NIC: GPU memory is reached within this host only, over shm",
+            "for other hosts, copy through host memory (engine.allocate)",
         )
         return
     if not can_reach_gpu_memory(root):

@@ -128,6 +128,19 @@ class GpuFacts:
 
 
 @dataclass(frozen=True)
+class GpuPath:
+    """Whether a process with one GPU writes into the memory of another process's GPU, as was tried."""
+
+    source: str
+    """``cuda:N`` of the writer."""
+    target: str
+    """``cuda:N`` whose memory was written."""
+    works: bool
+    why: str
+    """What keeps it from working; empty if it does."""
+
+
+@dataclass(frozen=True)
 class Pairing:
     """How far an RDMA device is from a GPU."""
 
@@ -180,6 +193,8 @@ class Report:
     gpus: tuple[GpuFacts, ...]
     gpu_driver: str
     """The first line of /proc/driver/nvidia/version; empty without a driver."""
+    gpu_paths: tuple[GpuPath, ...]
+    """Empty where nothing was tried: there is no driver, or it is another machine's tree."""
     pairings: tuple[Pairing, ...]
     limits: Limits
     plans: tuple[Plan, ...]
