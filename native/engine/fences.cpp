@@ -76,6 +76,14 @@ void Engine::check_incoming_revokes(Peer& peer) {
 // ---- the owner's side
 // --------------------------------------------------------------------------------------------------
 void Engine::start_revoke(RevokeOperation& revoke) {
+  if (closed()) {  // nothing lands any more, and nothing is registered anew
+    if (revoke.reregister) {
+      revoke.finish(State::kFailed, {Reason::kClosed, 0, "", "the engine was closed"});
+    } else {
+      revoke.finish_done();
+    }
+    return;
+  }
   Region& region = *revoke.region;
   drop_fenced(region.unfenced);
   drop_fenced(unfenced_);

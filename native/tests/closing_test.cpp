@@ -52,6 +52,20 @@ TEST_CASE("closing: a revoke that nobody holds is under way") {
   fabric.fabric->freeze("a0", false);
 }
 
+TEST_CASE("closing: a revoke that comes after it ends") {
+  TestFabric fabric;
+  TestEngine a(fabric.name, "a", 1);
+  std::vector<std::byte> bytes(4096);
+  const auto region = a.memory(bytes);
+  a.engine->close(0);
+  for (const bool reregister : {true, false}) {
+    const auto revoke = std::make_shared<RevokeOperation>(a.engine, region, reregister, kSecond);
+    a.engine->submit(revoke);
+    REQUIRE(revoke->wait(5 * kSecond));
+    CHECK(revoke->state() == (reregister ? State::kFailed : State::kDone));
+  }
+}
+
 TEST_CASE("closing: a flush finds its link broken while pages wait, and nothing stays with the dead link") {
   Alone alone(2);
   const auto first = alone.pages(200);

@@ -4,6 +4,7 @@ list of what was wrong."""
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import itertools
 import sys
 import time
@@ -72,7 +73,8 @@ class Bench:
             await asyncio.wait([task], timeout=0.5)
             if self.clock.now - begin > seconds and not task.done():
                 task.cancel()
-                raise Violation(f"{what} has not ended after {seconds:g} s")
+                faulthandler.dump_traceback(file=sys.stderr)  # what the threads are at
+                raise Violation(f"{what} has not ended after {seconds:g} s: {awaitable!r}")
         return task.result()
 
     async def until(self, condition: Any, seconds: float) -> bool:
