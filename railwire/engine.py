@@ -149,6 +149,7 @@ class TransferEngine:
             StaleAddressError: the process at this address has restarted.
             AuthenticationError: the secrets differ.
             ConnectTimeout: nobody answers.
+            ConnectError: it refuses, and says why; or one of the two processes has no open files to spare.
             ConfigurationError: the two have no kind of NIC in common.
         """
         self._check_open()
@@ -157,6 +158,8 @@ class TransferEngine:
             known = self._by_incarnation.get(target.incarnation)
         if known is not None and known.state == "connected" and target.incarnation != self.incarnation:
             return known
+        if problem := host.files_problem(self.name):
+            raise ConnectError(problem)
         try:
             native = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
         except ConnectError:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from railwire import _native, wire
+from railwire import _native, host, wire
 from railwire.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -227,6 +227,8 @@ class Connector:
         try:
             if message.version != wire.VERSION:
                 raise DescriptorError(f"protocol version {message.version} instead of {wire.VERSION}")
+            if problem := host.files_problem(self._address.name):
+                raise ConfigurationError(problem)
             pairs = plan_pairs(self._address, message.source)
         except (DescriptorError, ConfigurationError) as error:
             self._refuse(nic, message.source, None, message.connection, "incompatible", str(error))

@@ -238,6 +238,13 @@ def test_limits_that_hurt(tmp_path: Path, change: dict[str, Any], expected: str)
     assert found[0].remedy
 
 
+def test_few_open_files_are_a_note(tmp_path: Path) -> None:
+    few = dataclasses.replace(GOOD, open_files=1024)
+    assert "note: a process may have 1024 open files" in whats(pitfalls.machine(few, tmp_path, {}))
+    for enough in (65536, None):
+        assert not whats(pitfalls.machine(dataclasses.replace(GOOD, open_files=enough), tmp_path, {}))
+
+
 def test_low_memlock_hurts_rdma_alone(tmp_path: Path) -> None:
     low = dataclasses.replace(GOOD, memlock_bytes=8 << 20)
     machine, offered = eight_by_eight(tmp_path)

@@ -217,6 +217,7 @@ def _limits(report: Report) -> Table:
         ("what", "value", "matters to"),
         (
             ("memlock", memlock, "RDMA NICs: they lock what is registered; not tcp and shm"),
+            ("open files", str(limits.open_files or "unlimited"), "the number of peers: each takes some"),
             ("CMA (process_vm_readv)", f"{'works' if cma.works else cma.error} ({scope})", "shm: large writes"),
             ("/dev/shm", f"{shared.total_bytes >> 20} MiB, {shared.free_bytes >> 20} MiB free", "libfabric:shm alone"),
             (

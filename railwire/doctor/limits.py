@@ -67,17 +67,21 @@ class Limits:
     huge_pages: HugePages
     container: bool
     """This seems to be a container."""
+    open_files: int | None = None
+    """Soft limit of open files; None: unlimited. A connection takes some at both ends."""
 
 
 def examine(root: Path = sysfs.ROOT) -> Limits:
     """Looks, and tries. Forks a child for a moment."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Limits(
         memlock_bytes=None if soft == resource.RLIM_INFINITY else soft,
         cross_memory=cross_memory(root),
         shared_memory=shared_memory(root / "dev/shm"),
         huge_pages=huge_pages(root),
         container=any((root / name).exists() for name in (".dockerenv", "run/.containerenv")),
+        open_files=None if files == resource.RLIM_INFINITY else files,
     )
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from railwire.doctor.libraries import AMAZON
 from railwire.doctor.limits import Limits
 from railwire.doctor.report import GpuFacts, GpuPath, Libfabric, Pairing, Pitfall
+from railwire.host import SPARE_FILES
 from railwire.topology.sysfs import NetInterface, RdmaDevice, read_text
+
+FEW_FILES = 4096
 
 
 def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[Pitfall]:
@@ -29,6 +32,13 @@ def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[
             "warning",
             "transparent huge pages are off: engine.allocate gives ordinary pages, which halves large writes over shm",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    if limits.open_files is not None and limits.open_files < FEW_FILES:
+        yield Pitfall(
+            "note",
+            f"a process may have {limits.open_files} open files; each peer takes some, and an engine refuses "
+            f"connections when only {SPARE_FILES} are left",
+            "ulimit -n 65536 (limits.conf: nofile); docker run --ulimit nofile=65536; systemd LimitNOFILE=65536",
         )
     for name in ("FI_PROVIDER", "FI_PROVIDER_PATH"):
         if value := environ.get(name):
