@@ -120,7 +120,7 @@ class RailwireWeightTransferEngine(WeightTransferEngine[RailwireInitInfo, Railwi
         if packed:
             raise RecordingError(
                 f"{packed[0]} and {len(packed) - 1} others have been packed after loading, so nothing can be written "
-                "into them: on CPU, set VLLM_PLUGINS to include railwire before the model is loaded"
+                "into them: on a CPU, set RAILWIRE_VLLM_WEIGHTS=1 before the model is loaded"
             )
         with set_current_vllm_config(self.vllm_config):
             return record("vllm", self.model.load_weights, checkpoint, live)

@@ -88,7 +88,7 @@ def test_vllm_takes_over_a_trainers_weights(mode: str, monkeypatch: pytest.Monke
             parameter.neg_()  # a step that changes every answer
     trainer = WeightTransferTrainerFactory.trainer_init(
         RailwireTrainerInitInfo(
-            "127.0.0.1", store.port, 1, secret=SECRET, nics=["tcp://127.0.0.1"], mode=mode, rank=0, timeout=60.0
+            "127.0.0.1", store.port, 1, secret=SECRET, nics=["tcp://127.0.0.1"], mode=mode, rank=0, timeout=30.0
         ),
         client=Client(llm),
         source=ModuleSource(module),
