@@ -89,12 +89,18 @@ class World:
                 box = boxes[name]
                 box.tensor.copy_(tensor[box.lo[0] : box.lo[0] + box.tensor.shape[0]])
 
-    def update(self, version: int, during: Callable[[int], object] = lambda rank: None) -> list[Report | UpdateError]:
+    def update(
+        self, version: int, during: Callable[[int], object] = lambda rank: None, *, welcome: bool = False
+    ) -> list[Report | UpdateError]:
         found: list[Report | UpdateError] = [None] * self.size  # type: ignore[list-item]
 
         def one(rank: int) -> None:
             try:
-                found[rank] = self.trainers[rank].update(version, progress=lambda done, total: during(rank))
+                trainer = self.trainers[rank]
+                if welcome:
+                    found[rank] = trainer.welcome(version)
+                else:
+                    found[rank] = trainer.update(version, progress=lambda done, total: during(rank))
             except UpdateError as error:
                 found[rank] = error
 
@@ -266,6 +272,26 @@ def test_a_receiver_that_dies_leaves_and_one_that_comes_joins(bed: Bed) -> None:
     assert set(world.trainers[0].receivers) == {"r0", "r1"}
     again.check(world.whole)
     models[0].check(world.whole)
+
+
+def test_a_receiver_that_comes_late_is_given_the_published_version(bed: Bed) -> None:
+    world = World(bed, 2)
+    first = Model(bed, "r0")
+    world.trainers[0].await_receivers(1)
+    good(world.update(1))
+    second = Model(bed, "r1", mode="in_place")
+    world.trainers[0].await_receivers(2)
+    with first.receiver.serving():  # it is not disturbed
+        reports = world.update(1, welcome=True)
+    good(reports)
+    assert all("r0#1" not in report.nbytes for report in reports if isinstance(report, Report))
+    assert second.receiver.version == 1
+    second.check(world.whole)
+    assert "version 2 is not the published one, 1" in str(world.update(2, welcome=True)[0])
+    world.step()
+    good(world.update(2))
+    for model in (first, second):
+        model.check(world.whole)
 
 
 @pytest.mark.parametrize("mode", ["staged", "in_place"])

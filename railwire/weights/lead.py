@@ -91,9 +91,9 @@ class LeadShell:
                 raise RendezvousError(f"{found} of {count} receivers have joined within {timeout:g} s")
             time.sleep(0.05)
 
-    def start(self, version: int) -> None:
-        """Begins an update; :meth:`wait` for its end."""
-        self._loop.soon(lambda: self._start(version))
+    def start(self, version: int, only_new: bool = False) -> None:
+        """Begins an update. Its end is told to every trainer."""
+        self._loop.soon(lambda: self._start(version, only_new))
 
     def peer_lost(self, incarnation: str, reason: str) -> None:
         def do() -> None:
@@ -111,7 +111,7 @@ class LeadShell:
         self._loop.close()
 
     # ---- on the loop -------------------------------------------------------------------------------------------------
-    def _start(self, version: int) -> None:
+    def _start(self, version: int, only_new: bool) -> None:
         try:
             self._welcome()
         except (WeightsError, RailwireError) as error:
@@ -119,7 +119,7 @@ class LeadShell:
             for rank in self.trainers:
                 self._tell(rank, protocol.End(version, self._machine.attempt, (problem,)))
             return
-        self._do(self._machine.start(version))
+        self._do(self._machine.start(version, only_new=only_new))
 
     def _welcome(self) -> None:
         """Plans for the receivers that have joined since the last update."""

@@ -193,6 +193,9 @@ class Lead:
         self._unquiet: dict[int, tuple[str, ...]] = {}  # by trainer, where something of it may still land
         self._doubts: dict[str, str] = {}
         self.cohorts: tuple[int, ...] = ()
+        self.current: set[str] = set()
+        """Members that have the published version."""
+        self._only_new = False
 
     # ---- membership --------------------------------------------------------------------------------------------------
     def join(self, name: str, digest: bytes, arrivals: Mapping[str, int]) -> None:
@@ -204,6 +207,7 @@ class Lead:
         """It has left, or died: the update goes on without it."""
         self.receivers.pop(name, None)
         self.arrivals.pop(name, None)
+        self.current.discard(name)
         if name not in self._taking_part:
             return []
         self._taking_part.discard(name)
@@ -223,14 +227,18 @@ class Lead:
         return self._fail(f"trainer rank {rank} is lost: {reason}")
 
     # ---- an update ---------------------------------------------------------------------------------------------------
-    def start(self, version: int) -> list[LeadAction]:
-        """The lead's own user wants to publish ``version``."""
+    def start(self, version: int, *, only_new: bool = False) -> list[LeadAction]:
+        """The lead's own user wants to publish ``version``; with ``only_new`` the one that is published, to those
+        receivers that do not have it."""
         assert self.phase == "idle"
         self.version = version
         self.attempt += 1
         self._problems, self._unquiet, self._imms, self._doubts = [], {}, {}, {}
         self._taking_part, self._landing, self._writing = set(), set(), set()
-        if version <= self.published:
+        self._only_new = only_new
+        if only_new and version != self.published:
+            return self._finish(f"version {version} is not the published one, {self.published}")
+        if not only_new and version <= self.published:
             return self._finish(f"version {version} does not follow {self.published}, which is published")
         if self.lost:
             return self._finish(*(f"trainer rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items())))
@@ -286,6 +294,7 @@ class Lead:
         if not committed:
             return self._fail("the decision could not be recorded in the store")
         self.published = self.version
+        self.current = self._taking_part | (self.current if self._only_new else set())
         self.phase = "publishing"
         self._waiting = set(self._taking_part)
         return [
@@ -340,7 +349,7 @@ class Lead:
     def _go_on(self) -> list[LeadAction]:
         if self.phase == "arriving" and not self._waiting:
             self.phase = "beginning"
-            self._taking_part = set(self.receivers)
+            self._taking_part = set(self.receivers) - (self.current if self._only_new else set())
             self._waiting = set(self._taking_part)
             begin: list[LeadAction] = [
                 ToReceiver(name, Begin(self.version, self.attempt, self.receivers[name], self.arrivals[name]))

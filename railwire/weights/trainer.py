@@ -129,11 +129,23 @@ class Trainer:
         Raises:
             UpdateError: nobody serves the version; says which rank failed. The next update starts clean.
         """
+        return self._update(version, progress, only_new=False)
+
+    def welcome(self, version: int) -> Report:
+        """Gives the published version to those receivers that have joined since. Collective, as :meth:`update`; the
+        parameters must still be those of that version. Receivers that have it go on serving meanwhile.
+
+        Raises:
+            UpdateError: another version is published, or a rank failed.
+        """
+        return self._update(version, None, only_new=True)
+
+    def _update(self, version: int, progress: Callable[[int, int], object] | None, *, only_new: bool) -> Report:
         began = time.monotonic()
         if self._ended:
             raise UpdateError(version, [self._ended])
         if self._lead is not None:
-            self._lead.start(version)
+            self._lead.start(version, only_new)
         outcome = Outcome({}, (), {}, [])
         deadline = time.monotonic() + 6 * self._timeout
         while True:
