@@ -76,6 +76,7 @@ class World:
                 bed.engine(), bed.rendezvous(), describe_boxes(f"trainer {rank}", self.parts[rank]),
                 rank=rank, world_size=size, epoch=epoch, timeout=options.get("timeout", 20.0),
                 staging_bytes=options.get("staging_bytes", 1 << 20), allow_extra=bool(options.get("allow_extra")),
+                checksum=bool(options.get("checksum")),
             )  # fmt: skip
 
         together([lambda rank=rank: make(rank) for rank in range(size)])
@@ -408,3 +409,37 @@ def test_missing_parameters_are_named_before_the_first_byte(bed: Bed) -> None:
     world.trainers[0].await_receivers(1)
     result = world.update(1)[0]
     assert isinstance(result, UpdateError) and "more: receiver r wants it, no trainer has it" in str(result)
+
+
+def test_a_checksum_finds_one_flipped_bit(bed: Bed) -> None:
+    world = World(bed, 4, checksum=True)
+    models = [Model(bed, "r0", fp8=True), Model(bed, "r1", 0, 2)]
+    world.trainers[0].await_receivers(2)
+    for version in (1, 2):
+        world.step()
+        good(world.update(version))
+        for model in models:
+            model.check(world.whole)
+    receiver = models[1].receiver
+    right = receiver._sum
+
+    def flipped() -> int:
+        receiver._shadows[0][5] ^= 1
+        return right()
+
+    receiver._sum = flipped  # type: ignore[method-assign]
+    world.step()
+    result = world.update(3)[0]
+    assert isinstance(result, UpdateError) and "r1#2: the checksum of what has landed is wrong" in str(result)
+    assert receiver.version == 2
+    receiver._sum = right  # type: ignore[method-assign]
+    good(world.update(3))
+    models[1].check(world.whole)
+
+
+def test_shards_that_cut_blocks_and_cannot_be_gathered_are_named(bed: Bed) -> None:
+    world = World(bed, 3)
+    Model(bed, "r0", fp8=True)
+    world.trainers[0].await_receivers(1)
+    result = world.update(1)[0]
+    assert isinstance(result, UpdateError) and "q: its shards cut fp8 blocks" in str(result)

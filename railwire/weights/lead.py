@@ -50,6 +50,7 @@ class LeadShell:
         timeout: float,
         allow_extra: bool,
         plan: Plan | None = None,
+        checksum: bool = False,
     ) -> None:
         self._engine, self._rendezvous, self._epoch = engine, rendezvous, epoch
         self._tell, self._timeout, self._allow_extra, self._given = tell, timeout, allow_extra, plan
@@ -61,7 +62,9 @@ class LeadShell:
             self.trainers[rank] = info
             self._tables.append(table_of(info))
         self.rank_of = {info.incarnation: rank for rank, info in self.trainers.items()}
-        self._machine = protocol.Lead({rank: info.incarnation for rank, info in self.trainers.items()})
+        self._machine = protocol.Lead(
+            {rank: info.incarnation for rank, info in self.trainers.items()}, checksum=checksum
+        )
         self._peers: dict[str, Peer] = {}
         self._slots: set[int] = set()
         self._cohort_members: dict[int, set[str]] = {}
@@ -201,8 +204,8 @@ class LeadShell:
             rank = self.rank_of.get(peer.incarnation.hex())
         if rank is not None:
             match message:
-                case protocol.Arrived(version, attempt):
-                    self._do(machine.arrived(rank, version, attempt))
+                case protocol.Arrived(version, attempt, problem):
+                    self._do(machine.arrived(rank, version, attempt, problem))
                 case protocol.Wrote():
                     self._do(machine.wrote(rank, message))
             return
@@ -214,8 +217,8 @@ class LeadShell:
                 self._do(machine.ready(name, attempt, imm))
             case protocol.Refused(attempt, reason) | protocol.Broken(attempt, reason):
                 self._do(machine.refused(name, attempt, reason))
-            case protocol.Landed(attempt):
-                self._do(machine.landed(name, attempt))
+            case protocol.Landed(attempt, checksum):
+                self._do(machine.landed(name, attempt, checksum))
             case protocol.Published(attempt):
                 self._do(machine.published_by(name, attempt))
             case protocol.Aborted(attempt):

@@ -30,6 +30,7 @@ class Begin(_Message, frozen=True):
     attempt: int
     digest: bytes
     arrivals: dict[str, int]
+    checksum: bool = False
 
 
 class Ready(_Message, frozen=True):
@@ -43,7 +44,10 @@ class Refused(_Message, frozen=True):
 
 
 class Landed(_Message, frozen=True):
+    """``checksum``: of what has landed, where Begin asked for it."""
+
     attempt: int
+    checksum: int | None = None
 
 
 class Broken(_Message, frozen=True):
@@ -81,10 +85,11 @@ class Prepare(_Message, frozen=True):
 
 
 class Arrived(_Message, frozen=True):
-    """``version``: what this rank's own user wants to publish."""
+    """``version``: what this rank's own user wants to publish. ``problem``: why this rank cannot take part."""
 
     version: int
     attempt: int
+    problem: str = ""
 
 
 class Go(_Message, frozen=True):
@@ -102,6 +107,7 @@ class Wrote(_Message, frozen=True):
     attempt: int
     failed: dict[str, str]
     unquiet: tuple[str, ...] = ()
+    checksums: dict[str, int] = {}
 
 
 class Stop(_Message, frozen=True):
@@ -174,7 +180,9 @@ class Lead:
         trainers: incarnation (hex) by rank.
     """
 
-    def __init__(self, trainers: Mapping[int, str]) -> None:
+    def __init__(self, trainers: Mapping[int, str], *, checksum: bool = False) -> None:
+        self._checksum = checksum
+        self._sums: dict[str, int] = {}  # what was written less what has landed: 0 in the end
         self.trainers = dict(trainers)
         self.receivers: dict[str, bytes] = {}
         """Members: name -> digest of the plan that writes to it."""
@@ -236,6 +244,7 @@ class Lead:
         self._problems, self._unquiet, self._imms, self._doubts = [], {}, {}, {}
         self._taking_part, self._landing, self._writing = set(), set(), set()
         self._only_new = only_new
+        self._sums = {}
         if only_new and version != self.published:
             return self._finish(f"version {version} is not the published one, {self.published}")
         if not only_new and version <= self.published:
@@ -246,9 +255,11 @@ class Lead:
         self._waiting = set(self.trainers)
         return [ToTrainer(rank, Prepare(version, self.attempt, self.cohorts)) for rank in sorted(self.trainers)]
 
-    def arrived(self, rank: int, version: int, attempt: int) -> list[LeadAction]:
+    def arrived(self, rank: int, version: int, attempt: int, problem: str = "") -> list[LeadAction]:
         if self.phase != "arriving" or rank not in self._waiting or attempt != self.attempt:
             return []
+        if problem:
+            return self._finish(f"trainer rank {rank}: {problem}")
         if version != self.version:
             return self._finish(f"trainer rank {rank} is about to publish version {version}, not {self.version}")
         self._waiting.discard(rank)
@@ -276,15 +287,18 @@ class Lead:
             return []
         self._writing.discard(rank)
         self._unquiet[rank] = message.unquiet
+        for name, value in message.checksums.items():
+            self._sums[name] = self._sums.get(name, 0) + value
         # A receiver that lives finds out itself that something failed; one that does not is about to be lost.
         self._doubts |= {name: f"trainer rank {rank}: {why}" for name, why in message.failed.items() if name}
         if "" in message.failed and self.phase == "writing":
             return self._fail(f"trainer rank {rank}: {message.failed['']}")
         return self._go_on()
 
-    def landed(self, name: str, attempt: int) -> list[LeadAction]:
-        if attempt == self.attempt:
+    def landed(self, name: str, attempt: int, checksum: int | None = None) -> list[LeadAction]:
+        if attempt == self.attempt and name in self._landing:
             self._landing.discard(name)
+            self._sums[name] = self._sums.get(name, 0) - (checksum or 0)
         return self._go_on() if self.phase == "writing" else []
 
     def decided(self, committed: bool) -> list[LeadAction]:
@@ -352,7 +366,9 @@ class Lead:
             self._taking_part = set(self.receivers) - (self.current if self._only_new else set())
             self._waiting = set(self._taking_part)
             begin: list[LeadAction] = [
-                ToReceiver(name, Begin(self.version, self.attempt, self.receivers[name], self.arrivals[name]))
+                ToReceiver(
+                    name, Begin(self.version, self.attempt, self.receivers[name], self.arrivals[name], self._checksum)
+                )
                 for name in sorted(self._taking_part)
             ]
             return [*begin, *self._go_on()]
@@ -362,6 +378,9 @@ class Lead:
             self._landing = set(self._taking_part)
             return [ToTrainer(rank, Go(self.version, self.attempt, dict(self._imms))) for rank in sorted(self.trainers)]
         if self.phase == "writing" and not self._writing and not self._landing:
+            wrong = [name for name in sorted(self._taking_part) if self._sums.get(name, 0) % (1 << 64)]
+            if self._checksum and wrong:
+                return self._fail(*(f"receiver {name}: the checksum of what has landed is wrong" for name in wrong))
             self.phase = "deciding"
             return [Decide(self.version, self.attempt)]
         if self.phase == "stopping" and not self._writing:
@@ -470,11 +489,11 @@ class ReceiverMachine:
             self.version = None
         return [Expect(message.attempt, message.arrivals)]
 
-    def landed(self, attempt: int) -> list[ReceiverAction]:
+    def landed(self, attempt: int, checksum: int | None = None) -> list[ReceiverAction]:
         if self.state != "receiving" or attempt != self._attempt:
             return []
         self.state = "landed"
-        return [Reply(Landed(attempt))]
+        return [Reply(Landed(attempt, checksum))]
 
     def broken(self, attempt: int, reason: str) -> list[ReceiverAction]:
         """It will not land. The lead will abort."""

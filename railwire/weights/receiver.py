@@ -18,6 +18,7 @@ import torch
 
 from railwire.errors import FenceError, RailwireError
 from railwire.weights import protocol
+from railwire.weights.checksum import pages_sum
 from railwire.weights.cohort import CohortInfo, ReceiverInfo, pack, unpack
 from railwire.weights.errors import PlanError, RendezvousError
 from railwire.weights.loop import Loop
@@ -93,6 +94,7 @@ class Receiver:
         self.seconds = 0.0
         """From Begin to the publishing of the newest version."""
         self._began = 0.0
+        self._check = False
         self._loop = Loop(f"railwire-weights-{name}", self._look)
         engine.on_message(self._on_message)
         self._loop.soon(lambda: self._loop.set_deadline(0))
@@ -224,6 +226,7 @@ class Receiver:
             except (RailwireError, ValueError) as error:
                 self._reply(protocol.Refused(message.attempt, str(error)))
                 return
+            self._check = message.checksum
             self._do(machine, machine.begin(message))
         elif isinstance(message, protocol.Publish):
             self._do(machine, machine.publish(message))
@@ -283,13 +286,25 @@ class Receiver:
 
         def ended(expectation: Expectation) -> None:
             error = expectation.exception()
-            self._loop.soon(
-                lambda: self._do(
-                    machine, machine.landed(attempt) if error is None else machine.broken(attempt, str(error))
+            if error is None:
+                self._loop.soon(
+                    lambda: self._do(machine, machine.landed(attempt, self._sum() if self._check else None))
                 )
-            )
+            else:
+                self._loop.soon(lambda: self._do(machine, machine.broken(attempt, str(error))))
 
         self._expectation.add_done_callback(ended)
+
+    def _sum(self) -> int:
+        """Checksum of everything that the plan writes here."""
+        part, total = self._part, 0
+        assert part is not None
+        memories = [shadow.cpu().numpy() for shadow in self._shadows]
+        for row in part.batches.tolist():
+            region, run_bytes, runs, stride, first, count = row[4], row[5], row[6], row[8], row[9], row[10]
+            places = part.dst_offsets[first : first + count]
+            total += pages_sum(memories[region], places, runs, run_bytes, stride, region, places)
+        return total % (1 << 64)
 
     def _apply(self, version: int) -> None:
         with self._serving:

@@ -61,6 +61,8 @@ class Trainer:
         allow_extra: parameters that no receiver wants may stay at home.
         timeout: seconds that a phase of an update may take.
         plan: rank 0: one that was saved; made anew where it does not fit.
+        checksum: compare what has landed with what was written, before a version is published; the same on all ranks.
+            Costs reading everything once on either side, on a CPU.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Trainer:
         allow_extra: bool = False,
         timeout: float = 300.0,
         plan: Plan | None = None,
+        checksum: bool = False,
     ) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = (torch.distributed.get_rank() if distributed else 0) if rank is None else rank
@@ -90,21 +93,28 @@ class Trainer:
             if isinstance(parameters, Source)
             else describe(f"trainer {self.rank}", parameters, rename=rename)
         )
-        self._writer = Writer(engine, source, staging_bytes)
+        self._writer = Writer(engine, source, staging_bytes, checksum=checksum)
         self._inbox: queue.SimpleQueue[protocol.Message] = queue.SimpleQueue()
         self._works: dict[int, Work] = {}
         self._addresses: dict[str, bytes] = {}
         self._lead: LeadShell | None = None
         self._lead_peer: Peer | None = None
         self._stopped = 0
-        self._problem = ""
         self._ended = ""  # why there will be no update any more
         info = TrainerInfo(self.rank, bytes(engine.address), engine.incarnation.hex(), source.table.encode())
         rendezvous.put(f"{self.epoch}/trainers/{self.rank}", pack(info))
         engine.on_message(self._on_message)
         if self.rank == 0:
             self._lead = LeadShell(
-                engine, rendezvous, self.epoch, size, self._tell, timeout=timeout, allow_extra=allow_extra, plan=plan
+                engine,
+                rendezvous,
+                self.epoch,
+                size,
+                self._tell,
+                timeout=timeout,
+                allow_extra=allow_extra,
+                plan=plan,
+                checksum=checksum,
             )
             self._trainer_peers: dict[int, Peer] = {}
             self._await_trainers()
@@ -205,8 +215,7 @@ class Trainer:
                 # One that cannot be reached is found out by the receiver, or is about to be lost.
                 with contextlib.suppress(RailwireError):
                     self._engine.connect(self._addresses[target.name], self._engine.liveness)
-        self._problem = problem
-        self._answer(protocol.Arrived(version, attempt))
+        self._answer(protocol.Arrived(version, attempt, problem[:1000]))
 
     def _load(self, number: int) -> Work:
         cohort = unpack(self._rendezvous.get(f"{self.epoch}/cohorts/{number}", self._timeout), CohortInfo)
@@ -222,14 +231,11 @@ class Trainer:
         return self._writer.bind(plan, self.rank, targets)
 
     def _write(self, attempt: int, imms: Mapping[str, int], progress: Callable[[int, int], object] | None) -> Outcome:
-        if self._problem:
-            outcome = Outcome({"": self._problem}, (), {}, [])
-        else:
-            outcome = self._writer.run(
-                tuple(self._works.values()), imms, stopped=lambda: self._stopped >= attempt, progress=progress
-            )
+        outcome = self._writer.run(
+            tuple(self._works.values()), imms, stopped=lambda: self._stopped >= attempt, progress=progress
+        )
         failed = {name: why[:300] for name, why in outcome.failed.items()}
-        self._answer(protocol.Wrote(attempt, failed, outcome.unquiet))
+        self._answer(protocol.Wrote(attempt, failed, outcome.unquiet, dict(outcome.checksums)))
         return outcome
 
     def _answer(self, message: protocol.Message) -> None:

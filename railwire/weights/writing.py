@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from railwire.errors import RailwireError, TransferError
 from railwire.memory import MemoryRegion, Pages, RemoteRegion
+from railwire.weights.checksum import pages_sum
 from railwire.weights.errors import PlanError
 from railwire.weights.matching import Unit, scale_shape
 from railwire.weights.plan import Batch, Plan
@@ -59,6 +61,7 @@ class Bound(NamedTuple):
     page_bytes: int
     runs: tuple[int, int]
     remote: RemoteRegion
+    dst_region: int
 
 
 class Work(NamedTuple):
@@ -78,6 +81,7 @@ class Outcome(NamedTuple):
     unquiet: tuple[str, ...]
     nbytes: dict[str, int]
     spans: list[Span]
+    checksums: Mapping[str, int] = MappingProxyType({})
 
 
 class Stopped(Exception):
@@ -92,7 +96,8 @@ class Writer:
         staging_bytes: the watermark: converted and gathered tensors together never take more.
     """
 
-    def __init__(self, engine: TransferEngine, source: Source, staging_bytes: int) -> None:
+    def __init__(self, engine: TransferEngine, source: Source, staging_bytes: int, *, checksum: bool = False) -> None:
+        self._checksum = checksum
         self._engine = engine
         self._source = source
         self._regions = [engine.register(buffer) for buffer in source.storages.buffers]
@@ -118,10 +123,21 @@ class Writer:
         for batch in batches:
             by_unit.setdefault(batch.unit, []).append(self._bind(plan, batch, targets))
         units = []
+        shape_of = {name: shape for name, (shape, _) in self._source.table.names.items()}
         for index, unit in plan.units_of(number).items():
             if unit.peak > self._staging_bytes:
                 raise PlanError(
                     f"{unit.name}: takes {unit.peak} bytes to convert; staging_bytes is {self._staging_bytes}"
+                )
+            parameter = self._source.parameters[unit.name]
+            if (
+                unit.kind == "fp8-gather"
+                and not hasattr(parameter, "full_tensor")
+                and parameter.shape != shape_of[unit.name]
+            ):
+                raise PlanError(
+                    f"{unit.name}: its shards cut fp8 blocks, and it is no DTensor that could be gathered: cut it at "
+                    "multiples of 128"
                 )
             units.append((unit, tuple(by_unit.get(index, ()))))
         if units and self._buffer is None:
@@ -144,6 +160,7 @@ class Writer:
             batch.run_bytes * batch.runs,
             (batch.runs, batch.src_stride),
             targets[batch.dst_rank].regions[batch.dst_region],
+            batch.dst_region,
         )
 
     def run(
@@ -188,6 +205,7 @@ class _Run:
         self._unquiet: set[str] = set()
         self._nbytes: dict[str, int] = dict.fromkeys(imms, 0)
         self._spans: list[Span] = []
+        self._sums: dict[str, int] = {}
         self._flying: deque[_Flight] = deque()
         self._submitted = 0
         self._total = sum(
@@ -223,7 +241,7 @@ class _Run:
         begin = time.time()
         self._drain()
         self._span("wait", "all", begin)
-        return Outcome(self._failed, tuple(sorted(self._unquiet)), self._nbytes, self._spans)
+        return Outcome(self._failed, tuple(sorted(self._unquiet)), self._nbytes, self._spans, self._sums)
 
     def _check_addresses(self) -> None:
         source = self._writer._source
@@ -297,12 +315,25 @@ class _Run:
             except RailwireError as error:
                 failed[name] = str(error)
                 continue
+            if writer._checksum:
+                self._add_sum(name, batch, base)
             nbytes = batch.page_bytes * len(batch.dst)
             self._nbytes[name] += nbytes
             self._submitted += nbytes
             flight.transfers.append((name, transfer))
         if self._progress is not None:
             self._progress(self._submitted, self._total)
+
+    def _add_sum(self, name: str, batch: Bound, base: int) -> None:
+        buffers, staged = self._writer._source.storages.buffers, self._writer._buffer
+        memory = buffers[batch.region] if batch.region >= 0 else staged
+        assert memory is not None
+        offsets = batch.src.astype(np.int64) * batch.src_stride + base + batch.src_begin
+        places = batch.dst.indices.astype(np.int64) * batch.dst.stride + batch.dst.offset
+        runs, stride = batch.runs
+        run_bytes = batch.page_bytes // runs
+        total = pages_sum(memory.cpu().numpy(), offsets, runs, run_bytes, stride, batch.dst_region, places)
+        self._sums[name] = (self._sums.get(name, 0) + total) % (1 << 64)
 
     def _wait_oldest(self) -> None:
         flight = self._flying[0]
