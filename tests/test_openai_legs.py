@@ -40,6 +40,7 @@ class Server:
         self.handler: Handler | None = None
         self.healthy = True
         self.bodies: list[dict[str, Any]] = []
+        self.ranks: list[str | None] = []
         self.hung_up = asyncio.Event()
         self.port = 0
 
@@ -57,6 +58,7 @@ class Server:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
+        self.ranks.append(request.headers.get("X-data-parallel-rank"))
         assert self.handler is not None
         try:
             return await self.handler(request)
@@ -244,6 +246,20 @@ def test_a_prefill_leg_asks_for_one_token() -> None:
         with pytest.raises(LegFailed) as caught:
             play(answering(status, {"error": {"message": "no"}}), scenario)
         assert caught.value.blame == blame and caught.value.busy == (status == 503)
+
+
+def test_both_legs_name_the_engine_that_the_router_has_chosen() -> None:
+    """Behind a server with data parallelism each engine has KV of its own: without the header the server chooses."""
+
+    async def scenario(server: Server, transport: Any) -> list[str | None]:
+        for rank in (None, 0, 3):
+            await transport.prefill(member(server.port, "prefill", dp_rank=rank), PrefillLeg("r.1", (1, 2), 9.0))
+            with pytest.raises(LegFailed):
+                async for _ in transport.decode(member(server.port, dp_rank=rank), leg()):
+                    pass
+        return server.ranks
+
+    assert play(answering(200, {}), scenario) == [None, None, "0", "0", "3", "3"]
 
 
 def test_nobody_listens() -> None:

@@ -7,15 +7,11 @@ once, and pushes those layers.
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from railwire.kvcache.push import Push
-
-log = logging.getLogger("railwire.kvcache")
+from railwire.kvcache.steps import LayerSteps, Step
 
 if TYPE_CHECKING:
     from railwire.kvcache.sender import Sender
@@ -41,39 +37,41 @@ class LayerWatcher:
         self.layers = tuple(held if layers is None else layers)
         if not self.layers or not set(self.layers) <= set(held):
             raise ValueError(f"layers {list(self.layers)} are not of this rank, which holds {held}")
-        self._pushing = threading.RLock()  # held while layers are pushed, so that withdraw() can wait for that
-        self._lock = threading.Lock()  # of what follows
-        self._steps: deque[list[tuple[Push, int]]] = deque()
-        self._place = 0  # in self.layers, of the first step
+        self._steps = LayerSteps()
         self.lost_counts = 0
-        """Counts for which no step had been announced: the kernel ran more often than begin_step() was called."""
+        """Counts for which no layer had been announced: the kernel ran more often than begin_step() was called."""
         self.watcher: Watcher = sender.engine.watch(self._moved)
 
-    def begin_step(self, items: Iterable[tuple[Push, int]]) -> None:
-        """Announces a forward pass, before it is launched: when it has counted a layer, the KV of tokens
-        0..``end_token`` of that layer is complete for each (push, end_token).
+    def begin_step(self, step: Step | Iterable[tuple[Push, int]]) -> None:
+        """Announces a forward pass, before it is launched.
+
+        Args:
+            step: (push, end_token) of each request: when the pass has counted a layer, the KV of tokens
+                0..``end_token`` of that layer is complete, for all :attr:`layers` in their order. Or a
+                :class:`~railwire.kvcache.steps.Step`, whose layers are those that it is told to be saved, in that
+                order; each must have been told before it is counted.
 
         Raises:
             ValueError: tokens whose blocks have not been named.
         """
-        step = list(items)
-        for push, end_token in step:
-            push.check(self.layers[0], end_token)
-        with self._lock:
-            self._steps.append(step)
+        if not isinstance(step, Step):
+            step = Step(list(step), self.layers)
+            for push, end_token in step.items:
+                push.check(self.layers[0], end_token)
+            for layer in self.layers:
+                step.save(layer)
+            step.end()
+        self._steps.begin(step)
 
     def withdraw(self, push: Push) -> None:
         """Before ``push.withdraw_blocks()``: what the announced steps have yet to count is not pushed for this request,
         whose blocks will hold something else by then. Returns when no layer of it is being pushed."""
-        with self._pushing, self._lock:
-            for step in self._steps:
-                step[:] = [item for item in step if item[0] is not push]
+        self._steps.withdraw(push)
 
     @property
     def pending_steps(self) -> int:
         """Announced steps that have not been counted to their last layer."""
-        with self._lock:
-            return len(self._steps)
+        return self._steps.pending
 
     def close(self) -> None:
         """Stops watching. Layers that have not been counted are not pushed."""
@@ -81,25 +79,5 @@ class LayerWatcher:
 
     def _moved(self, old: int, new: int) -> None:
         for _ in range(new - old):
-            with self._pushing:
-                with self._lock:
-                    if not self._steps:
-                        self.lost_counts += 1
-                        continue
-                    step, layer = self._steps[0], self.layers[self._place]
-                    self._place += 1
-                    if self._place == len(self.layers):
-                        self._place = 0
-                        self._steps.popleft()
-                push_layer(layer, step)
-
-
-def push_layer(layer: int, items: Iterable[tuple[Push, int]]) -> None:
-    """``layer_ready()`` for each; what cannot be pushed is aborted, so that who waits for it is told, and the others go
-    on."""
-    for push, end_token in items:
-        try:
-            push.layer_ready(layer, end_token)
-        except Exception as error:  # of whatever kind: on this thread nobody else would tell the decoder
-            log.exception("the push of request %s is given up at layer %d", push.request_id, layer)
-            push.abort(f"layer {layer} cannot be pushed: {error}")
+            if not self._steps.advance():
+                self.lost_counts += 1

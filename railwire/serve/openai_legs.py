@@ -50,7 +50,7 @@ class OpenAiTransport:
         timeout = self._session.timeout(leg.timeout)
         try:
             async with self._session.open().post(
-                f"{member.url}/v1/completions", json=body, timeout=timeout
+                f"{member.url}/v1/completions", json=body, headers=_headers(member), timeout=timeout
             ) as response:
                 if response.status != 200:
                     raise await _failure(response, member, "prefiller")
@@ -85,7 +85,11 @@ class OpenAiTransport:
         given = 0
         try:
             post = self._session.open().post(
-                f"{member.url}/v1/completions", json=body, timeout=timeout, read_bufsize=MAX_LINE
+                f"{member.url}/v1/completions",
+                json=body,
+                headers=_headers(member),
+                timeout=timeout,
+                read_bufsize=MAX_LINE,
             )
             # Already its first answer may take as long as the pages do.
             pending: asyncio.Future[Any] = asyncio.ensure_future(_begin(post))
@@ -161,6 +165,12 @@ class OpenAiTransport:
         if failure.blame == "decoder" and leg.prefiller is not None and given == 0 and await self._healthy(member):
             return LegFailed(f"{failure} (waiting for prefiller {leg.prefiller.id})", blame="prefiller")
         return failure
+
+
+def _headers(member: Member) -> dict[str, str]:
+    """vLLM's way to name one of the engines behind a server: the two legs of a request must meet those that the router
+    has chosen, since each has KV and a transfer engine of its own."""
+    return {} if member.dp_rank is None else {"X-data-parallel-rank": str(member.dp_rank)}
 
 
 async def _begin(post: Any) -> aiohttp.ClientResponse:

@@ -24,7 +24,15 @@ from vllm.v1.kv_cache_interface import (
 
 from railwire import TransferEngine
 from railwire.errors import ConfigurationError
-from railwire.integrations.vllm.layout import Caches, describe, fingerprint, gather, only_group
+from railwire.integrations.vllm.layout import (
+    Caches,
+    check,
+    data_parallel_rank,
+    describe,
+    fingerprint,
+    gather,
+    only_group,
+)
 from railwire.integrations.vllm.options import Options
 from railwire.integrations.vllm.sending import expand
 from railwire.integrations.vllm.worker import WorkerHalf
@@ -58,7 +66,7 @@ def rank_of(
     tensors = {name(layer): whole[layer].squeeze(1) if mla else whole[layer] for layer in range(LAYERS)}
     spec = FullAttentionSpec(block_size=block, num_kv_heads=heads, head_size=HEAD_DIM, dtype=torch.float32)
     group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
-    config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,), num_blocks=BLOCKS)
     model = SimpleNamespace(use_mla=mla, get_total_num_kv_heads=lambda: HEADS)
     monkeypatch.setattr(vllm.distributed, "get_tp_group", lambda: SimpleNamespace(rank_in_group=rank, world_size=size))
     caches = describe(SimpleNamespace(model_config=model), config, tensors, "m")  # type: ignore[arg-type]
@@ -161,7 +169,7 @@ def test_what_cannot_be_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def attempt(tensors: dict[str, torch.Tensor], spec: Any = spec) -> None:
         group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
-        config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+        config = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,), num_blocks=BLOCKS)
         describe(SimpleNamespace(model_config=model), config, tensors, "m")  # type: ignore[arg-type]
 
     good = rank.tensors[name(0)]
@@ -170,6 +178,8 @@ def test_what_cannot_be_described(monkeypatch: pytest.MonkeyPatch) -> None:
         ({name(0): good.transpose(2, 3)}, "strides"),
         ({name(0): good, name(1): good[:5]}, "differ"),
         ({}, "told apart"),
+        ({name(0): good[: BLOCKS - 1]}, "the scheduler"),  # a block that the scheduler gives out would lie outside
+        ({name(0): torch.cat([good, good])}, "the scheduler"),
     ):
         with pytest.raises(ConfigurationError, match=text):
             attempt(bad)
@@ -206,7 +216,7 @@ def test_only_caches_that_keep_each_block_of_a_prompt_are_moved(
     if uniform:
         spec = UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs=dict.fromkeys(rank.tensors, spec))
     group = SimpleNamespace(layer_names=list(rank.tensors), kv_cache_spec=spec)
-    config: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    config: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,), num_blocks=BLOCKS)
     model: Any = SimpleNamespace(model_config=SimpleNamespace(use_mla=False, get_total_num_kv_heads=lambda: HEADS))
     if kind in (FullAttentionSpec, MLAAttentionSpec):
         assert list(describe(model, config, rank.tensors, "m").layers) == list(rank.tensors)
@@ -215,6 +225,67 @@ def test_only_caches_that_keep_each_block_of_a_prompt_are_moved(
         describe(model, config, rank.tensors, "m")
     for text in (name(0), kind.__name__, "--disable-hybrid-kv-cache-manager"):
         assert text in str(caught.value)
+
+
+def parallel(**changes: Any) -> Any:
+    settings = {
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_ubatching": False,
+        "data_parallel_external_lb": False,
+        "data_parallel_hybrid_lb": False,
+        "data_parallel_rank_local": None,
+        "data_parallel_index": 0,
+        **changes,
+    }
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**settings), model_config=SimpleNamespace(enable_sleep_mode=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        ({"decode_context_parallel_size": 2}, "--decode-context-parallel-size"),
+        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
+        ({"use_ubatching": True}, "--enable-dbo"),
+    ],
+)
+def test_what_would_move_wrong_kv_is_refused_at_the_start(change: dict[str, Any], flag: str) -> None:
+    check(parallel())
+    with pytest.raises(ConfigurationError, match=flag):
+        check(parallel(**change))
+    sleeper = parallel()
+    sleeper.model_config.enable_sleep_mode = True
+    with pytest.raises(ConfigurationError, match="--enable-sleep-mode"):
+        check(sleeper)
+
+
+def test_the_configuration_that_vllm_itself_makes_is_understood() -> None:
+    """Names of its fields, which the tests above only pretend."""
+    from vllm.config import ParallelConfig
+
+    config: Any = SimpleNamespace(
+        parallel_config=ParallelConfig(), model_config=SimpleNamespace(enable_sleep_mode=False)
+    )
+    check(config)
+    assert data_parallel_rank(config) == 0
+
+
+def test_the_engine_behind_a_server_is_named() -> None:
+    assert data_parallel_rank(parallel(data_parallel_index=3)) == 3
+    assert data_parallel_rank(parallel(data_parallel_index=3, data_parallel_external_lb=True)) is None
+    local = {"data_parallel_hybrid_lb": True, "data_parallel_rank_local": 1}
+    assert data_parallel_rank(parallel(data_parallel_index=3, **local)) == 1
+
+
+def test_the_connector_claims_only_what_it_does() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import supports_hma
+
+    from railwire.integrations.vllm import RailwireConnector
+
+    assert not supports_hma(RailwireConnector)
+    assert RailwireConnector.supports_sleep_mode() is False
 
 
 def model_config(**changes: Any) -> Any:

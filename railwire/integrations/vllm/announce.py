@@ -11,6 +11,7 @@ import aiohttp
 from vllm.logger import init_logger
 
 from railwire.errors import RailwireError
+from railwire.integrations.vllm.layout import data_parallel_rank
 from railwire.integrations.vllm.options import Options
 from railwire.kvcache.router.membership import Member, Membership, Role, keep
 from railwire.serve.config import open_membership
@@ -138,4 +139,5 @@ class Announcer:
             incarnation=first.incarnation,
             state="draining" if self._draining else "ready",
             load=self._scheduler.queued_tokens if role == "prefill" else 0,
+            dp_rank=data_parallel_rank(self._config),
         )

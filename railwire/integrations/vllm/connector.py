@@ -11,11 +11,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
-    SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from railwire.integrations.vllm.announce import Announcer
+from railwire.integrations.vllm.layout import check
 from railwire.integrations.vllm.options import parse_options
 from railwire.integrations.vllm.scheduler import SchedulerHalf
 from railwire.integrations.vllm.stats import RailwirePromMetrics, TransferStats
@@ -40,19 +40,23 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class RailwireConnector(KVConnectorBase_V1, SupportsHMA):
+class RailwireConnector(KVConnectorBase_V1):
     """Pushes KV layer by layer while the prefill computes. Options: ``kv_connector_extra_config``, see
     :class:`~railwire.integrations.vllm.options.Options`; per request: ``kv_transfer_params``, see
     :class:`~railwire.integrations.vllm.options.PrefillParams` and ``DecodeParams``.
 
     Raises:
-        ConfigurationError: unknown options, models with several KV cache groups, caches that cannot be described.
+        ConfigurationError: unknown options, models with several KV cache groups, caches that cannot be described, and
+            what vLLM can do besides that would move wrong KV (see :func:`~railwire.integrations.vllm.layout.check`).
+
+    ``SupportsHMA`` is not claimed, since one KV cache group is moved: vLLM then keeps one group by itself.
     """
 
     _cache_hit_source = CacheHitSource.P2P
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        check(vllm_config)
         options = parse_options(self._kv_transfer_config.kv_connector_extra_config or {})
         self._scheduler: SchedulerHalf | None = None
         self._worker: WorkerHalf | None = None
@@ -77,6 +81,11 @@ class RailwireConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
         """Python must run between the layers, to say that one is done."""
         return True
+
+    @classmethod
+    def supports_sleep_mode(cls, extra_config: dict[str, Any] | None = None) -> bool:
+        """No (asked by vLLM 0.33): an instance that sleeps gives away memory that NICs know and peers may write."""
+        return False
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
@@ -116,11 +125,6 @@ class RailwireConnector(KVConnectorBase_V1, SupportsHMA):
         self._for_scheduler().update_output(connector_output)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        return self._for_scheduler().request_finished(request)
-
-    def request_finished_all_groups(
-        self, request: Request, block_ids: tuple[list[int], ...]
-    ) -> tuple[bool, dict[str, Any] | None]:
         return self._for_scheduler().request_finished(request)
 
     def has_pending_push_work(self) -> bool:

@@ -9,30 +9,33 @@ from queue import SimpleQueue
 from typing import Protocol
 
 import torch
+from vllm.logger import init_logger
 
 from railwire.cuda import StreamWord
-from railwire.errors import RailwireError
 from railwire.integrations.vllm.stats import RailwireStats
 from railwire.kvcache import LayerWatcher, Push, Sender
-from railwire.kvcache.graph import push_layer
+from railwire.kvcache.steps import Items, LayerSteps, Step, fail_missing
 
-Items = Sequence[tuple[Push, int]]
+log = init_logger("vllm.railwire")
 
-_FLUSH_SECONDS = 30.0  # posting a layer takes less than a millisecond
+_JOIN_SECONDS = 30.0  # posting a layer takes less than a millisecond
 
 
 class LayerClock(Protocol):
-    """Pushes the layers of a step as they are done. Neither way does the thread that computes make the push itself: it
-    only says that a layer is done."""
+    """Pushes the layers of a step as they are done, by the contract of :mod:`railwire.kvcache.steps`. Neither way does
+    the thread that computes make the push itself: it only says that a layer is done. Nothing here raises for what a
+    step does: an exception would end the engine."""
 
-    def begin(self, items: Items) -> None:
-        """A step begins that computes KV of these pushes, up to these tokens."""
+    def begin(self, items: Items, layers: Sequence[int]) -> None:
+        """A step begins that computes KV of these pushes, up to these tokens, and is to save these layers."""
 
     def layer(self, layer: int) -> None:
-        """Called where the layer's attention is called, in the order of the layers."""
+        """Called where the layer's attention is called, in any order. A layer that is not this step's, or has been
+        saved in it before, is passed over."""
 
     def end(self) -> float:
-        """The step's forward pass has been called; returns the time (monotonic) that counts as its end."""
+        """The step's forward pass has been called: the pushes of a layer that it did not save fail. Returns the time
+        (monotonic) that counts as its end."""
 
     def withdraw(self, push: Push) -> None:
         """The blocks of this push are about to hold something else: returns when no layer of earlier steps will be
@@ -41,99 +44,100 @@ class LayerClock(Protocol):
     def close(self) -> None: ...
 
 
-class CpuClock:
+class _Clock:
+    """What both have in common: the step that is being computed."""
+
+    def __init__(self, stats: RailwireStats) -> None:
+        self.stats = stats
+        self._step: Step | None = None
+
+    def end(self) -> float:
+        step, self._step = self._step, None
+        if step is not None:
+            missing = fail_missing(step)
+            if missing:
+                log.warning(
+                    "railwire: a step did not save layers %s: the pushes of its %d requests fail",
+                    missing,
+                    len(step.items),
+                )
+        return time.monotonic()
+
+
+class CpuClock(_Clock):
     """Attention has written the layer's KV when it returns; a thread of this object's pushes it.
 
     To be made where threads may run on other cores than those that compute.
     """
 
     def __init__(self, stats: RailwireStats) -> None:
-        self.stats = stats
-        self._items: Items = ()
-        self._done: SimpleQueue[tuple[int, Items] | threading.Event | None] = SimpleQueue()
+        super().__init__(stats)
+        self._steps = LayerSteps()
+        self._saved: SimpleQueue[bool] = SimpleQueue()  # one for each layer; False: no more comes
         self._thread = threading.Thread(target=self._push, name="railwire-layers", daemon=True)
         self._thread.start()
 
-    def begin(self, items: Items) -> None:
-        self._items = items
+    def begin(self, items: Items, layers: Sequence[int]) -> None:
+        if items:
+            self._step = Step(items, layers)
+            self._steps.begin(self._step)
 
     def layer(self, layer: int) -> None:
-        if not self._items:
+        if self._step is None:
             return
         began = time.perf_counter()
-        self._done.put((layer, self._items))
+        if self._step.save(layer):
+            self._saved.put(True)
         self.stats.layer(time.perf_counter() - began)
 
-    def end(self) -> float:
-        self._items = ()
-        return time.monotonic()
-
     def withdraw(self, push: Push) -> None:
-        """Its layers have all been computed, so that they are posted now; they are waited for as what is under way."""
-        self._flush()
+        self._steps.withdraw(push)
 
     def close(self) -> None:
-        self._items = ()
-        self._done.put(None)  # behind the layers so far, which are pushed yet
-        self._thread.join(_FLUSH_SECONDS)
-
-    def _flush(self) -> None:
-        """Returns when all layers so far have been pushed."""
-        reached = threading.Event()
-        self._done.put(reached)
-        if self._thread.is_alive() and not reached.wait(_FLUSH_SECONDS):
-            raise RailwireError(
-                f"layers have not been pushed within {_FLUSH_SECONDS:g} s; what else keeps this process?"
-            )
+        self.end()
+        self._saved.put(False)  # behind the layers so far, which are pushed yet
+        self._thread.join(_JOIN_SECONDS)
 
     def _push(self) -> None:
-        while (work := self._done.get()) is not None:
-            if isinstance(work, threading.Event):
-                work.set()
-            else:
-                push_layer(*work)
+        while self._saved.get():
+            self._steps.advance()
 
 
-class CudaClock:
-    """A word of memory is written by the stream behind each layer's attention; a watcher pushes what it counts.
+class CudaClock(_Clock):
+    """A word of memory is written by the stream behind each layer's attention; a watcher pushes what it counts. Which
+    layer a count is of stands in the step, in the order in which the stream was given them.
 
     No CUDA call waits here, and none is made on the engine's thread.
+
+    Args:
+        layers: of the steps that do not say theirs.
     """
 
     def __init__(self, sender: Sender, layers: Sequence[int], stats: RailwireStats) -> None:
-        self.stats = stats
+        super().__init__(stats)
         self._layers = tuple(layers)
         self._watcher = LayerWatcher(sender, layers)
         self._word = StreamWord(self._watcher.watcher.address)
         self._count = 0
-        self._next = 0
-        self._active = False
 
-    def begin(self, items: Items) -> None:
-        self._active = bool(items)
-        self._next = 0
+    def begin(self, items: Items, layers: Sequence[int] | None = None) -> None:
         if items:
-            self._watcher.begin_step(items)
+            self._step = Step(items, self._layers if layers is None else layers)
+            self._watcher.begin_step(self._step)
 
     def layer(self, layer: int) -> None:
-        if not self._active:
+        if self._step is None:
             return
         began = time.perf_counter()
-        # The watcher counts; that the layers come in the order it knows is checked, not assumed.
-        if layer != self._layers[self._next]:
-            raise RailwireError(f"layer {layer} was computed where layer {self._layers[self._next]} was due")
-        self._next += 1
-        self._count += 1
-        self._word.write(self._count, torch.cuda.current_stream().cuda_stream)
+        if self._step.save(layer):
+            self._count += 1
+            self._word.write(self._count, torch.cuda.current_stream().cuda_stream)
         self.stats.layer(time.perf_counter() - began)
-
-    def end(self) -> float:
-        self._active = False
-        return time.monotonic()
 
     def withdraw(self, push: Push) -> None:
         self._watcher.withdraw(push)
 
     def close(self) -> None:
+        self.end()
         self._watcher.close()
         self._word.close()

@@ -60,6 +60,40 @@ def fingerprint(vllm_config: VllmConfig, extra: str) -> str:
     return hashlib.sha256(json.dumps(meaning, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def check(vllm_config: VllmConfig) -> None:
+    """Raises ConfigurationError for what would move wrong KV, or write where something else is by then."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    refused = {
+        "--decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
+        # A layer is saved once for each part of the batch, and the first time most of it is missing.
+        "--enable-dbo": bool(parallel.use_ubatching),
+        "--enable-sleep-mode": bool(model.enable_sleep_mode),
+    }
+    reasons = {
+        "--decode-context-parallel-size": "each rank then has other tokens of a block",
+        "--prefill-context-parallel-size": "each rank then computes other tokens",
+        "--enable-dbo": "a step then saves each layer in parts",
+        "--enable-sleep-mode": "the cache's memory goes away while NICs know it and other instances may write it",
+    }
+    for flag, asked in refused.items():
+        if asked:
+            raise ConfigurationError(f"the RailwireConnector does not work with {flag}: {reasons[flag]}")
+
+
+def data_parallel_rank(vllm_config: VllmConfig) -> int | None:
+    """What the header X-data-parallel-rank must say for a request to reach this engine through its server; None: the
+    server has this engine alone."""
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_external_lb:
+        return None
+    if parallel.data_parallel_hybrid_lb:
+        local: int | None = parallel.data_parallel_rank_local
+        return local
+    # Not data_parallel_rank, which is 0 in all engines of a dense model; nor is their data_parallel_size known there.
+    return int(parallel.data_parallel_index)
+
+
 def only_group(kv_cache_config: KVCacheConfig) -> int:
     """The one KV cache group whose blocks are transferred.
 
@@ -126,6 +160,11 @@ def describe(
     if rest or kernel_blocks < 1:
         raise ConfigurationError(
             f"blocks of {group.kv_cache_spec.block_size} tokens are no multiple of the tensors' {block_tokens}"
+        )
+    if num_blocks != kv_cache_config.num_blocks * kernel_blocks:
+        raise ConfigurationError(
+            f"the KV caches have {num_blocks} blocks of {block_tokens} tokens, the scheduler "
+            f"{kv_cache_config.num_blocks} of {group.kv_cache_spec.block_size}: its block ids are not theirs"
         )
     layout = RankLayout(
         model=model,

@@ -59,6 +59,7 @@ class Sending:
         self.stats = stats
         self.withdraw_timeout = withdraw_timeout
         self.trace = trace
+        self._layers = [storage.layer for storage in sender.layout.layers]
         self._open: dict[str, _Sending] = {}
         self._ending: set[str] = set()
 
@@ -90,7 +91,7 @@ class Sending:
             push = self._advance(send)
             if push is not None:
                 items.append((push, send.end_token))
-        self.clock.begin(items)
+        self.clock.begin(items, self._layers)
 
     def _advance(self, send: SendStep) -> Push | None:
         sending = self._open.get(send.request_id)

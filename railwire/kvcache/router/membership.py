@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
@@ -49,6 +49,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         context, vocab: of its model.
         incarnation: hex of its first engine's.
         load: tokens that were queued when it last renewed.
+        dp_rank: which engine behind ``url`` it is, where one server has several (data parallelism); None: the only one.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     api: Api = "railwire"
     state: State = "ready"
     load: int = 0
+    dp_rank: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] | None = None
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
