@@ -99,6 +99,8 @@ class Delivery:
             raise DescriptorError("more destination blocks than announced")
         if len(blocks) and int(blocks.max()) >= self.destination.layout.num_blocks:
             raise DescriptorError(f"destination block {int(blocks.max())} of {self.destination.layout.num_blocks}")
+        if not len(blocks):
+            return False  # no progress, and nothing to keep
         before = self._missing
         self._received.append(data)
         self._missing -= len(blocks)

@@ -32,7 +32,7 @@ MAX_BLOCK_TOKENS = 1 << 16
 MAX_BLOCKS = 1 << 31
 MAX_REGIONS = 1 << 14
 MAX_BYTES = 1 << 48
-MAX_NAME = 256
+MAX_LAYOUT_NAME = 256
 
 
 class LayoutError(RailwireError, ValueError):
@@ -261,5 +261,5 @@ def _check(what: str, value: int, low: int, high: int) -> None:
 
 
 def _check_name(what: str, value: str) -> None:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME:
-        raise LayoutError(f"{what} must have 1..{MAX_NAME} characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_LAYOUT_NAME:
+        raise LayoutError(f"{what} must have 1..{MAX_LAYOUT_NAME} characters")

@@ -79,6 +79,8 @@ class Push:
         self._table: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._ready: dict[int, int] = {}
         self._tail: MemoryRegion | RegionSlice | None = None
+        self.absent: set[int] = set()
+        """Peers, ranks of decoders, that have said that they bring no ticket."""
         self._ended = 0
         self._expected = 0
         self._error: PushError | None = None
@@ -201,7 +203,8 @@ class Push:
         delivery.push = self
         self.deliveries.append(delivery)
         self._expected = max(self._expected, delivery.request.destinations)
-        if len(self.deliveries) < self._expected:
+        self.absent.discard(delivery.destination.peer.id)
+        if self._to_come:
             seconds = self._sender.ticket_timeout
             self.deadline = self._sender.clock.after(seconds, lambda: self._incomplete(seconds))
         for layer, end_token in self._ready.items():
@@ -210,8 +213,21 @@ class Push:
             delivery.send_tail(self._tail)
         delivery.settle()
 
+    @property
+    def _to_come(self) -> bool:
+        """Whether ranks of a decoder that has come are missing."""
+        return len(self.deliveries) + len(self.absent) < self._expected
+
+    def do_without(self, peer_id: int) -> None:
+        """A rank of a decoder has declined: its ticket is not waited for."""
+        if all(delivery.destination.peer.id != peer_id for delivery in self.deliveries):
+            self.absent.add(peer_id)
+            if self.deliveries and not self._to_come:
+                cancel(self.deadline)
+                self._settle()
+
     def _incomplete(self, seconds: float) -> None:
-        if len(self.deliveries) < self._expected:
+        if self._to_come:
             self.abort(f"{self._expected} tickets were announced, {len(self.deliveries)} came within {seconds:g} s")
 
     def _delivered(self, delivery: Delivery) -> None:
@@ -225,7 +241,7 @@ class Push:
     def _settle(self) -> None:
         if self.done.done() or self._ended < len(self.deliveries):
             return
-        if self._error is None and (not self.deliveries or len(self.deliveries) < self._expected):
+        if self._error is None and (not self.deliveries or self._to_come):
             return  # tickets are still to come
         cancel(self.deadline)
         self._sender.forget_push(self)

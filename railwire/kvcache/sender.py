@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from railwire.kvcache.layout import InstanceLayout, LayoutError, RankLayout
 from railwire.kvcache.plan import plan
 from railwire.kvcache.push import Push
 from railwire.kvcache.receiver import check_regions
+from railwire.kvcache.slots import MAX_SLOTS
 from railwire.memory import RemoteRegion
 from railwire.wire import UNREADABLE
 
@@ -31,7 +33,18 @@ if TYPE_CHECKING:
     from railwire.memory import MemoryRegion
     from railwire.peer import Peer
 
+# An honest receiver has as many tickets open as it has slots, over blocks of its own that no two of them share. Twice
+# that is taken: it may use both again before we have seen that a ticket has ended.
+_MAX_TICKETS = 2 * MAX_SLOTS
 _REMEMBERED = 4096  # requests that were aborted before their ticket came, or declined before they were opened
+
+
+@dataclass
+class Load:
+    """Of one decoder: what its open tickets hold here."""
+
+    tickets: int = 0
+    blocks: int = 0
 
 
 class Sender:
@@ -88,6 +101,8 @@ class Sender:
         self._announced = Announced()
         self._aborted: OrderedDict[str, str] = OrderedDict()
         self._declined: OrderedDict[str, str] = OrderedDict()
+        self._absent: OrderedDict[str, set[int]] = OrderedDict()  # peers that declined what is not open yet
+        self._load: dict[int, Load] = {}  # per peer: its open tickets
         if self.channel.sender is not None:
             raise RailwireError("this engine has a sender already")
         self.channel.sender = self._on_message
@@ -130,6 +145,7 @@ class Sender:
             self._pushes[request_id] = push
             self._aborted.pop(request_id, None)
             self._announced.unqueue(request_id)
+            push.absent |= self._absent.pop(request_id, set())
             for delivery in self._unmatched.pop(request_id, []):
                 self._attach(delivery, push)
             declined = self._declined.pop(request_id, None)
@@ -237,9 +253,15 @@ class Sender:
 
     def _on_decline(self, peer: Peer, request_id: str, reason: str) -> None:
         self._announced.came(peer.id, request_id)
+        push = self._pushes.get(request_id)
+        if push is not None:
+            push.do_without(peer.id)
+        elif peer.id in self._destinations:
+            self._absent.setdefault(request_id, set()).add(peer.id)
+            while len(self._absent) > _REMEMBERED:
+                self._absent.popitem(last=False)
         if self._announced.anybody(request_id):
             return  # the word of one rank, or decoder; others are still coming
-        push = self._pushes.get(request_id)
         if push is not None:
             self._nobody_comes(push, reason)
             return
@@ -253,7 +275,11 @@ class Sender:
             self._announced.over(push.request_id)
 
     def forget_delivery(self, delivery: Delivery) -> None:
-        self._deliveries.pop((delivery.destination.peer.id, delivery.request.ticket), None)
+        known = self._deliveries.pop((delivery.destination.peer.id, delivery.request.ticket), None)
+        load = self._load.get(delivery.destination.peer.id)
+        if known is not None and load is not None:
+            load.tickets -= 1
+            load.blocks -= delivery.request.num_blocks
         group = self._unmatched.get(delivery.request.request_id)
         if group and delivery in group:
             group.remove(delivery)
@@ -333,6 +359,11 @@ class Sender:
                 raise DescriptorError("a ticket before the handshake")
             if request.instance != self.instance_id:
                 raise DescriptorError(f"the ticket is for instance {request.instance}, this is {self.instance_id}")
+            load = self._load.setdefault(peer.id, Load())
+            if load.tickets >= _MAX_TICKETS or load.blocks > 2 * destination.layout.num_blocks:
+                raise DescriptorError(
+                    f"{load.tickets} tickets over {load.blocks} blocks are open, more than this decoder can have"
+                )
             delivery = Delivery(self, destination, request)
             if request.request_id in self._aborted:
                 raise PushError(self._aborted[request.request_id], request_id=request.request_id)
@@ -341,10 +372,17 @@ class Sender:
             self.channel.send(peer, messages.Ended(request.ticket, str(error)[: messages.MAX_REASON]))
             return
         self._deliveries[peer.id, request.ticket] = delivery
+        load.tickets += 1
+        load.blocks += request.num_blocks
         if delivery.complete:
             self._match(delivery)
+            return
+        text = f"its list of blocks has not come within {self.ticket_timeout:g} s"
+        delivery.deadline = self.clock.after(self.ticket_timeout, lambda: self._unmatched_too_long(delivery, text))
 
     def _match(self, delivery: Delivery) -> None:
+        """Its list of blocks is whole."""
+        cancel(delivery.deadline)
         request = delivery.request
         push = self._pushes.get(request.request_id)
         if push is not None:
@@ -378,6 +416,7 @@ class Sender:
         with self.lock:
             self._destinations.pop(peer.id, None)
             self._newest.pop(peer.id, None)
+            self._load.pop(peer.id, None)
             for request_id in self._announced.lost(peer.id):
                 push = self._pushes.get(request_id)
                 if push is not None:
