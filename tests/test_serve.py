@@ -383,6 +383,22 @@ def test_sigterm_without_time_to_drain_moves_what_runs(tmp_path: Path, alone: Al
 
 
 # ---- unlike instances ------------------------------------------------------------------------------------------------
+def test_more_requests_than_blocks_wait_and_nobody_is_blamed(tmp_path: Path, alone: Alone, seed: int) -> None:
+    """The decoder has blocks for one at a time, and the prefiller is done long before: its pages wait for longer than
+    what nobody has announced would."""
+    rng = random.Random(seed)
+    prompts = [prompt(rng, 50) for _ in range(6)]
+    few = ["--runner-option", f"num_blocks={-(-(50 + 24) // SHAPE['block_tokens'])}", "--block-timeout", "0.3"]
+    with running(tmp_path, 1, 1, prefill=["--ticket-timeout", "0.5"], decode=few) as cluster:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            answers = list(pool.map(lambda p: cluster.post(prompt=p, max_tokens=24, ignore_eos=True), prompts))
+        for answer, tokens in zip(answers, prompts, strict=True):
+            assert ids(answer) == alone(tokens, 24)
+            assert len(attempts(answer)) == 1
+        assert cluster["router"].metric("railwire_router_reroutes_total") == 0
+        cluster.until(lambda: cluster["prefill0"].health()["active"] == cluster["decode0"].health()["active"] == 0)
+
+
 def options(**values: object) -> list[str]:
     return [part for key, value in values.items() for part in ("--runner-option", f"{key}={value}")]
 

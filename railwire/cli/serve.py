@@ -55,7 +55,9 @@ Secret = _option(
 TicketTimeout = _option(
     30.0, "--ticket-timeout", "Seconds to wait for what the other side of a transfer has not announced.", min=0.1
 )
-BlockTimeout = _option(20.0, "--block-timeout", "Seconds that a request waits for free KV blocks.", min=0.1)
+BlockTimeout = _option(
+    20.0, "--block-timeout", "Seconds that a prefill waits for free KV blocks, once it is its turn.", min=0.1
+)
 MaxWaiting = _option(256, "--max-waiting", "Requests that may wait; more are turned away.", min=0)
 
 

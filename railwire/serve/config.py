@@ -55,7 +55,8 @@ class WorkerConfig(ListenConfig):
         chunk: tokens that a prefill worker computes at a time.
         max_batch: sequences that a decode worker advances at a time.
         max_waiting: requests that may wait, more are turned away.
-        block_timeout: seconds that a request waits for free blocks.
+        block_timeout: seconds that a prefill waits for free blocks once it is its turn. A decode waits for its turn and
+            its blocks as long as its request has time.
         ticket_timeout: seconds that is waited for what the other side has not announced: a request for its tickets, a
             ticket for its request, a decoder for the prefiller's word that it has the request.
         checksum: have the decoder verify every page.

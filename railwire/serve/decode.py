@@ -16,6 +16,7 @@ from railwire import metrics as engine_metrics
 from railwire.errors import ClosedError, RailwireError
 from railwire.kvcache.errors import TicketError
 from railwire.kvcache.layout import LayoutError
+from railwire.kvcache.receiver import Link
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Sampling
 from railwire.kvcache.slots import SlotsExhausted
@@ -27,6 +28,7 @@ from railwire.serve.process import new_registry, serve
 from railwire.serve.ranks import RankTickets, ReceiverRanks, partial_tickets
 
 _ALIVE_SECONDS = 2.0
+_AT_ONCE_SECONDS = 0.1  # whoever waits longer for blocks stands in a queue
 _WRITE_SECONDS = 30.0
 
 Event = dict[str, Any]
@@ -44,6 +46,8 @@ class Job:
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()
         self.blocks: list[int] = []
         self.cached = 0
+        self.links: list[Link] | None = None
+        """To the prefiller, while it has been told that a ticket follows."""
         self.tickets: RankTickets | None = None
         self.sequence: Sequence | None = None
         self.first_token = 0.0
@@ -193,13 +197,15 @@ class DecodeWorker:
     async def _run(self, job: Job) -> None:
         outcome = "failed"
         try:
-            await self._take_blocks(job)
+            await self._queue(job)
             need = job.cached < job.count
             self._cached.inc(job.cached)
             job.tell("accepted", cached_tokens=job.cached, need_prefill=need, clock=clock())
             if need:
                 await self._fetch(job)
                 self.pool.commit(job.body.tokens[: job.count], job.blocks)
+            else:
+                self._let_go(job)
             reason = await self._generate(job)
             job.tell("end", reason=reason)
             outcome = "ok"
@@ -211,13 +217,24 @@ class DecodeWorker:
         finally:
             self._requests.labels(outcome).inc()
 
-    async def _take_blocks(self, job: Job) -> None:
-        """Blocks for the prompt and the whole answer: once it runs, a sequence never waits for memory."""
-        seconds = max(0.001, min(self.config.block_timeout, job.deadline - time.monotonic()))
+    async def _queue(self, job: Job) -> None:
+        """Waits for blocks for the prompt and the whole answer: once it runs, a sequence never waits for memory. A
+        prefiller whose work would wait here for long is told so: it then keeps the pages."""
+        taking = asyncio.create_task(self._take_in_turn(job))
         try:
-            await asyncio.wait_for(self._take_in_turn(job), seconds)
-        except asyncio.TimeoutError:
-            raise LegError(f"no free KV blocks within {seconds:g} s", blame="decoder", busy=True) from None
+            await asyncio.wait([taking], timeout=_AT_ONCE_SECONDS)
+            if not taking.done() and job.body.prefiller is not None:
+                with contextlib.suppress(RailwireError):  # its ticket will say so, too
+                    job.links = await self.ranks.connect(job.body.prefiller.ranks, 2 * self.config.liveness)
+                    self.ranks.announce(job.links, job.body.request_id)
+            await asyncio.wait([taking], timeout=max(0.001, job.deadline - time.monotonic()))
+            if not taking.done():
+                raise LegError("its time was over before there were free KV blocks", blame="decoder", busy=True)
+            taking.result()
+        finally:
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
 
     async def _take_in_turn(self, job: Job) -> None:
         async with self._turn:  # first come, first served: a large one is not passed by small ones for ever
@@ -257,6 +274,7 @@ class DecodeWorker:
         left = max(0.001, job.deadline - time.monotonic())
         body = job.body
         job.tickets = self.ranks.prepare(links, body.request_id, job.blocks, job.cached, job.count, left)
+        job.links = None
         job.tell("ticket", first_token=job.cached, tokens=job.count)
         seconds, nbytes = await job.tickets.arrived()
         self._bytes.inc(nbytes)
@@ -299,11 +317,18 @@ class DecodeWorker:
         except Exception as error:
             raise LegError(f"request {body.request_id}: {type(error).__name__}: {error}", blame="decoder") from error
 
+    def _let_go(self, job: Job) -> None:
+        """Of the prefiller that has been told that a ticket follows: none does."""
+        if job.links is not None:
+            self.ranks.decline(job.links, job.body.request_id, "the decoder does not need it")
+            job.links = None
+
     async def _release(self, job: Job) -> None:
         """Gives the blocks back when neither our own thread nor a NIC can touch them any more."""
         if job.sequence is not None:
             self.loop.stop(job.sequence)
             await asyncio.gather(asyncio.wrap_future(job.sequence.finished), return_exceptions=True)
+        self._let_go(job)
         if job.tickets is not None:
             job.tickets.cancel("the request has ended")
             await job.tickets.reusable()

@@ -139,6 +139,15 @@ class ReceiverRanks:
     async def connect(self, descriptors: Sequence[bytes], timeout: float) -> list[Link]:
         return list(await asyncio.gather(*(r.connect_async(descriptors, timeout) for r in self.receivers)))
 
+    def announce(self, links: Sequence[Link], request_id: str) -> None:
+        """Tells the prefiller that tickets will follow once there is room, or decline()."""
+        for receiver, link in zip(self.receivers, links, strict=True):
+            receiver.announce(link, request_id)
+
+    def decline(self, links: Sequence[Link], request_id: str, reason: str) -> None:
+        for receiver, link in zip(self.receivers, links, strict=True):
+            receiver.decline(link, request_id, reason)
+
     def prepare(
         self,
         links: Sequence[Link],
