@@ -1,0 +1,140 @@
+// One half of a tcp link without its socket: work requests in and completions out on one side, bytes on the other.
+//
+//   open --we refuse the peer--> refusing --that is said--> failed
+//     \____ the peer refuses us, garbage, the connection breaks, close() ____/
+//
+// It does no input and output, knows no clock and never waits: whoever holds it asks for output() and tells what was
+// sent, asks for room() and tells what was received. All that comes from the peer is checked here.
+//
+// Writes land in the order in which they were posted; what is not done at the end comes back unfinished, and
+// immediates_landed() says exactly how far the peer had come. A refusal ends the link, as it does an RC queue pair.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "nic/nic.h"
+#include "nic/tcp_regions.h"
+#include "nic/tcp_wire.h"
+
+namespace railwire {
+
+class TcpMachine {
+ public:
+  enum class State : uint8_t { kOpen, kRefusing, kFailed };
+
+  TcpMachine(const TcpRegions& regions, uint32_t depth);
+
+  State state() const { return state_.load(std::memory_order_relaxed); }
+
+  // ---- our work requests -------------------------------------------------------------------------------------------
+  size_t post(std::span<const WorkRequest> batch);
+  size_t outstanding() const { return posted_ - handed_; }
+  bool has_ended() const { return handed_ < done_; }  // hand_out() has something
+  size_t hand_out(std::span<Completion> out, Link* link);
+  uint64_t immediates_landed() const { return immediates_landed_; }
+  uint64_t immediates_completed() const { return immediates_completed_; }
+  // What is unfinished comes back: the first with this, all others flushed.
+  void fail(Status status, int error);
+
+  // ---- what goes out -----------------------------------------------------------------------------------------------
+  bool has_output() const {
+    return first_out_ < out_.size() || next_ < posted_ || !answers_.empty() || state() == State::kRefusing;
+  }
+  // The next bytes to send; empty: nothing. `landed_too`: a frame of its own tells what has landed, if no other does.
+  std::span<iovec> output(bool landed_too);
+  void sent(size_t bytes);
+  uint64_t untold() const { return landed_ - told_; }  // work requests of the peer's that have landed
+
+  // ---- what comes in -----------------------------------------------------------------------------------------------
+  static constexpr size_t kMostPlaces = kTcpMostEntries + 1;
+  // Where the next bytes go, in order: the destinations of what is known to come, and a buffer for what follows it.
+  // Fills a prefix of `places`, which has at least kMostPlaces; returns how long it is.
+  size_t room(std::span<iovec> places);
+  // So many bytes have been put there. Appends the immediates that have come with them.
+  void received(size_t bytes, std::vector<uint32_t>& immediates);
+  void region_gone(uint64_t rkey);
+
+ private:
+  static constexpr size_t kHeader = sizeof(TcpFrame) + kTcpMostEntries * sizeof(TcpEntry);
+  static constexpr size_t kBuffer = 32 << 10;
+  static constexpr size_t kMostAnswers = 16384;  // reads of the peer's that wait: more than any link is deep
+  static_assert(kBuffer >= kHeader);
+
+  struct Slot {
+    WorkRequest request;
+    Status status = Status::kOk;
+    int32_t error = 0;
+    bool answered = false;  // a read whose bytes are all there
+  };
+  struct Answer {
+    uint64_t rkey, offset, left;
+  };
+
+  Slot& slot(uint64_t number) { return slots_[number & (slots_.size() - 1)]; }
+  void fail_at(uint64_t number, Status status, int error);
+  void garbage();
+
+  // tcp_sending.cpp
+  bool make_work();
+  bool make_answer();
+  void make_plain(TcpFrame::Type type, uint8_t flags);
+  void begin_frame(size_t entries);
+  void add_bytes(void* bytes, size_t length);
+  void finish_frame(TcpFrame frame);
+
+  // tcp_receiving.cpp
+  bool begin(const TcpFrame& frame, const std::byte* entries);
+  bool check_entries(const TcpFrame& frame, const std::byte* entries);
+  bool heard_landed(uint64_t landed);
+  void peer_refuses(const TcpFrame& frame);
+  void take(size_t bytes, const std::byte* from, std::vector<uint32_t>& immediates);
+  void finish_entries(std::vector<uint32_t>& immediates);
+  void parse(std::vector<uint32_t>& immediates);
+  void refuse(bool of_read);
+
+  const TcpRegions& regions_;
+  const uint32_t depth_;
+  std::atomic<State> state_{State::kOpen};
+
+  // Work requests by number: handed_ <= done_ <= heard_ <= next_ <= posted_.
+  std::vector<Slot> slots_;  // a ring
+  uint64_t posted_ = 0, next_ = 0, heard_ = 0, done_ = 0, handed_ = 0;
+  uint64_t next_offset_ = 0;      // bytes of next_ that are in frames already
+  std::deque<uint64_t> reads_;    // sent and not answered
+  uint64_t read_received_ = 0;    // bytes of the first of them
+  uint64_t immediates_completed_ = 0;
+
+  // The frame that is being sent.
+  std::vector<std::byte> head_;
+  std::vector<iovec> out_;
+  size_t first_out_ = 0;
+  bool answer_turn_ = false;
+  bool refusal_made_ = false, refused_read_ = false;
+
+  // The peer's.
+  uint64_t landed_ = 0, told_ = 0, immediates_landed_ = 0;
+  std::deque<Answer> answers_;
+
+  // The frame that is being received.
+  std::unique_ptr<std::byte[]> buffer_;
+  size_t buffered_ = 0;
+  size_t offered_ = 0;  // by room(): bytes that go to their destinations
+  TcpFrame frame_;
+  uint32_t frame_left_ = 0;  // of its payload
+  struct Piece {
+    TcpEntry entry;
+    std::byte* place = nullptr;
+  };
+  std::vector<Piece> pieces_;
+  size_t piece_ = 0;           // the one that comes now
+  uint32_t piece_got_ = 0;     // bytes of it
+  size_t refused_at_ = 0;      // this piece may not land; pieces_.size(): all may
+};
+
+}  // namespace railwire

@@ -1,0 +1,36 @@
+// The memory that peers may reach over tcp, by key.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+
+namespace railwire {
+
+class TcpRegions {
+ public:
+  struct Region {
+    std::byte* bytes = nullptr;
+    uint64_t length = 0;
+    bool writable = true;
+  };
+
+  bool add(uint64_t rkey, const Region& region) { return regions_.emplace(rkey, region).second; }
+  void remove(uint64_t rkey) { regions_.erase(rkey); }
+
+  // Where the bytes lie that a peer names; null: it may not. A null of its own for no bytes: `*allowed` tells.
+  std::byte* find(uint64_t rkey, uint64_t offset, uint64_t length, bool write, bool* allowed) const {
+    *allowed = false;
+    const auto found = regions_.find(rkey);
+    if (found == regions_.end()) return nullptr;
+    const Region& region = found->second;
+    if (offset > region.length || length > region.length - offset || (write && !region.writable)) return nullptr;
+    *allowed = true;
+    return region.bytes + offset;
+  }
+
+ private:
+  std::unordered_map<uint64_t, Region> regions_;
+};
+
+}  // namespace railwire

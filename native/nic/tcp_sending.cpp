@@ -1,0 +1,189 @@
+// The sending side of a tcp link: our work requests, the answers to the peer's reads, and what has landed here.
+#include <algorithm>
+#include <cstring>
+
+#include "nic/tcp_machine.h"
+
+namespace railwire {
+namespace {
+
+size_t ring_size(uint32_t depth) {
+  size_t size = 1;
+  while (size < depth) size *= 2;
+  return size;
+}
+
+}  // namespace
+
+TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth)
+    : regions_(regions), depth_(depth), slots_(ring_size(depth)), buffer_(new std::byte[kBuffer]) {}
+
+size_t TcpMachine::post(std::span<const WorkRequest> batch) {
+  if (state() != State::kOpen) return 0;
+  const size_t count = std::min<size_t>(batch.size(), depth_ - outstanding());
+  for (size_t i = 0; i < count; ++i) {
+    Slot& made = slot(posted_++);
+    made.request = batch[i];
+    made.status = Status::kOk;
+    made.error = 0;
+    made.answered = false;
+  }
+  return count;
+}
+
+size_t TcpMachine::hand_out(std::span<Completion> out, Link* link) {
+  size_t filled = 0;
+  for (; filled < out.size() && handed_ < done_; ++filled, ++handed_) {
+    const Slot& ended = slot(handed_);
+    Completion& completion = out[filled];
+    completion.kind = Completion::kWorkRequest;
+    completion.status = ended.status;
+    completion.provider_error = ended.error;
+    completion.context = ended.request.context;
+    completion.link = link;
+    completion.request = ended.status == Status::kOk ? nullptr : &ended.request;
+    if (ended.status == Status::kOk) immediates_completed_ += (ended.request.flags & WorkRequest::kImmediate) != 0;
+  }
+  return filled;
+}
+
+void TcpMachine::fail(Status status, int error) { fail_at(done_, status, error); }
+
+void TcpMachine::fail_at(uint64_t number, Status status, int error) {
+  if (state() == State::kFailed) return;
+  state_.store(State::kFailed, std::memory_order_relaxed);
+  for (; done_ < posted_; ++done_) {
+    Slot& ended = slot(done_);
+    ended.status = done_ == number ? status : Status::kFlushed;
+    ended.error = done_ == number ? error : 0;
+  }
+  next_ = heard_ = posted_;
+  reads_.clear();
+  answers_.clear();
+  out_.clear();
+  first_out_ = 0;
+}
+
+std::span<iovec> TcpMachine::output(bool landed_too) {
+  if (first_out_ == out_.size() && state() != State::kFailed) {
+    if (state() == State::kRefusing) {
+      if (refusal_made_) return {};
+      if (refused_read_ || !make_answer()) {  // the reads before it are answered
+        refusal_made_ = true;
+        make_plain(TcpFrame::kRefused, refused_read_ ? TcpFrame::kOfRead : 0);
+      }
+    } else {
+      // Work and answers take turns.
+      answer_turn_ = !answer_turn_;
+      const bool made = answer_turn_ ? make_answer() || make_work() : make_work() || make_answer();
+      if (!made && state() == State::kRefusing) return output(landed_too);  // a read of what is gone
+      if (!made && landed_too && untold() > 0) make_plain(TcpFrame::kLanded, 0);
+    }
+  }
+  return std::span(out_).subspan(first_out_);
+}
+
+void TcpMachine::sent(size_t bytes) {
+  while (bytes > 0) {
+    iovec& part = out_[first_out_];
+    const size_t of_it = std::min(bytes, part.iov_len);
+    part.iov_base = static_cast<std::byte*>(part.iov_base) + of_it;
+    part.iov_len -= of_it;
+    bytes -= of_it;
+    if (part.iov_len == 0) ++first_out_;
+  }
+  if (first_out_ < out_.size()) return;
+  out_.clear();
+  first_out_ = 0;
+  if (refusal_made_) fail(Status::kFlushed, 0);
+}
+
+void TcpMachine::begin_frame(size_t entries) {
+  out_.clear();
+  first_out_ = 0;
+  head_.resize(sizeof(TcpFrame) + entries * sizeof(TcpEntry));
+  out_.push_back({});
+}
+
+void TcpMachine::add_bytes(void* bytes, size_t length) {
+  if (length == 0) return;
+  iovec& last = out_.back();
+  if (out_.size() > 1 && static_cast<std::byte*>(last.iov_base) + last.iov_len == bytes) {
+    last.iov_len += length;
+  } else {
+    out_.push_back({bytes, length});
+  }
+}
+
+void TcpMachine::finish_frame(TcpFrame frame) {
+  frame.landed = told_ = landed_;
+  std::memcpy(head_.data(), &frame, sizeof frame);
+  out_[0] = {head_.data(), head_.size()};
+}
+
+void TcpMachine::make_plain(TcpFrame::Type type, uint8_t flags) {
+  begin_frame(0);
+  finish_frame({.type = type, .flags = flags});
+}
+
+bool TcpMachine::make_work() {
+  if (next_ == posted_) return false;
+  begin_frame(std::min<uint64_t>(posted_ - next_, kTcpMostEntries));
+  TcpFrame frame{.type = TcpFrame::kWork};
+  std::byte* at = head_.data() + sizeof frame;
+  while (next_ < posted_ && frame.count < kTcpMostEntries) {
+    const WorkRequest& request = slot(next_).request;
+    TcpEntry entry{.rkey = request.rkey, .offset = request.remote, .length = static_cast<uint32_t>(request.length)};
+    if (request.flags & WorkRequest::kRead) {
+      entry.flags = TcpEntry::kRead;
+      reads_.push_back(next_++);
+    } else {
+      const uint64_t left = request.length - next_offset_, fits = kTcpLongestFrame - frame.payload;
+      if (left > fits && frame.payload > 0 && left <= kTcpLongestFrame) break;  // whole, in the next one
+      if (left > 0 && fits == 0) break;
+      entry.offset += next_offset_;
+      entry.length = static_cast<uint32_t>(std::min(left, fits));
+      add_bytes(static_cast<std::byte*>(request.local) + next_offset_, entry.length);
+      frame.payload += entry.length;
+      if (left > fits) {
+        entry.flags = TcpEntry::kMore;
+        next_offset_ += entry.length;
+      } else {
+        if (request.flags & WorkRequest::kImmediate) {
+          entry.flags = TcpEntry::kImmediate;
+          entry.immediate = request.immediate;
+        }
+        next_offset_ = 0;
+        ++next_;
+      }
+    }
+    std::memcpy(at, &entry, sizeof entry);
+    at += sizeof entry;
+    ++frame.count;
+  }
+  head_.resize(static_cast<size_t>(at - head_.data()));
+  finish_frame(frame);
+  return true;
+}
+
+bool TcpMachine::make_answer() {
+  if (answers_.empty()) return false;
+  Answer& answer = answers_.front();
+  bool allowed = false;
+  const auto length = static_cast<uint32_t>(std::min<uint64_t>(answer.left, kTcpLongestFrame));
+  std::byte* bytes = regions_.find(answer.rkey, answer.offset, length, false, &allowed);
+  if (!allowed) {  // not any more
+    refuse(true);
+    return false;
+  }
+  begin_frame(0);
+  add_bytes(bytes, length);
+  answer.offset += length;
+  answer.left -= length;
+  const bool last = answer.left == 0;
+  finish_frame({.type = TcpFrame::kReadData, .count = last, .payload = length});
+  if (last) answers_.pop_front();
+  return true;
+}
+
+}  // namespace railwire
