@@ -41,7 +41,7 @@ _RETRY_SECONDS = 0.001  # while the NIC is not ready to send
 _MOST_PENDING = 1024  # connections that strangers may have half open
 _PENDING_SECONDS = 30.0
 # Kinds that can link two engines, best first. The first is for one host alone.
-_PREFERENCE = ("shm", "verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim", "libfabric-shm")
+_PREFERENCE = ("shm", "verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim", "libfabric-shm", "libfabric-tcp")
 
 Pair = tuple[int, int]
 

@@ -14,6 +14,7 @@
 #include <charconv>
 
 #include "nic/libfabric_internal.h"
+#include "nic/network.h"
 
 namespace railwire {
 namespace {
@@ -22,39 +23,14 @@ constexpr uint8_t kAddressVersion = 1;
 constexpr size_t kLongestName = 90;  // so that the whole stays under the 128 bytes of a link's address
 constexpr std::string_view kShmPrefix = "fi_ns://";
 
-// The address that this host uses towards the rest of the world. Connecting a datagram socket sends nothing.
-std::string default_host() {
-  std::string host = "127.0.0.1";
-  const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return host;
-  sockaddr_in far{};
-  far.sin_family = AF_INET;
-  far.sin_port = htons(9);
-  far.sin_addr.s_addr = htonl(0xC0000201);  // 192.0.2.1, reserved for documentation: follows the default route
-  sockaddr_in near{};
-  socklen_t length = sizeof near;
-  char text[INET_ADDRSTRLEN];
-  if (::connect(fd, reinterpret_cast<sockaddr*>(&far), sizeof far) == 0 &&
-      getsockname(fd, reinterpret_cast<sockaddr*>(&near), &length) == 0 &&
-      inet_ntop(AF_INET, &near.sin_addr, text, sizeof text)) {
-    host = text;
-  }
-  close(fd);
-  return host;
-}
-
 [[noreturn]] void bad_spec(const std::string& spec, const std::string& why) {
   throw NicError("NIC \"" + spec + "\": " + why);
 }
 
 void parse_tcp(const std::string& text, LibfabricSpec& spec) {
-  if (text == "tcp") {
-    spec.host = default_host();
-    return;
-  }
-  const std::string form = "write tcp://HOST[:PORT], with an IPv6 address in brackets";
-  if (!text.starts_with("tcp://")) bad_spec(text, form);
-  std::string rest = text.substr(6);
+  const std::string start = "libfabric:tcp://";
+  const std::string form = "write " + start + "HOST[:PORT], with an IPv6 address in brackets";
+  std::string rest = text.substr(start.size());
   if (rest.starts_with('[')) {
     const size_t end = rest.find(']');
     if (end == std::string::npos) bad_spec(text, form);
@@ -118,7 +94,8 @@ LibfabricSpec parse_libfabric_spec(const std::string& text, const std::map<std::
   LibfabricSpec spec;
   spec.text = text;
   spec.kind = spec.provider = text.substr(0, text.find(':'));
-  if (spec.kind == "tcp") {
+  if (text.starts_with("libfabric:tcp://")) {
+    spec.kind = spec.provider = "tcp";
     parse_tcp(text, spec);
   } else if (spec.kind == "efa") {
     spec.domain = text.size() > 4 ? text.substr(4) : "";
@@ -131,7 +108,7 @@ LibfabricSpec parse_libfabric_spec(const std::string& text, const std::map<std::
       bad_spec(text, "write libfabric:PROVIDER[:DOMAIN]; `railwire doctor` lists the providers");
     if (spec.kind == "tcp") spec.host = default_host();
   } else {
-    bad_spec(text, "use tcp://HOST[:PORT], tcp, efa:DOMAIN or libfabric:PROVIDER[:DOMAIN]");
+    bad_spec(text, "use efa:DOMAIN, libfabric:PROVIDER[:DOMAIN] or libfabric:tcp://HOST[:PORT]");
   }
   if (spec.provider == "efa") spec.fabric = "efa";
   if (spec.provider == "efa-direct") {

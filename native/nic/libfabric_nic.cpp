@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "nic/libfabric_internal.h"
+#include "nic/network.h"
 
 namespace railwire {
 namespace {
@@ -36,13 +37,6 @@ uint32_t interface_version(const LibfabricSpec& spec) {
 void set_name(char*& field, const std::string& value) {
   std::free(field);
   field = value.empty() ? nullptr : strdup(value.c_str());
-}
-
-// From the kernel, in Mbit/s there; nonsense for virtual devices, which say -1 or nothing.
-double interface_gbps(const char* device) {
-  std::ifstream file("/sys/class/net/" + std::string(device ? device : "") + "/speed");
-  double mbps = 0;
-  return file >> mbps && mbps > 0 ? mbps / 1000 : 0;
 }
 
 std::string socket_text(const std::string& name) {
@@ -221,7 +215,8 @@ void LibfabricNic::fill_info() {
   const LibfabricApi& api = libfabric_api();
   info_.kind = spec_.kind;
   if (spec_.kind == "tcp") {
-    info_.name = "tcp://" + socket_text(control_name_);
+    info_.name = "libfabric:tcp://" + socket_text(control_name_);
+    info_.kind = "libfabric-tcp";
     if (!spec_.port.empty() && !info_.name.ends_with(":" + spec_.port)) {
       throw NicError(prefix() + "the provider listens on " + info_.name + " although port " + spec_.port +
                      " was asked for; it is probably in use: choose another port or leave it out");
@@ -249,7 +244,7 @@ void LibfabricNic::fill_info() {
   if (fi_->nic && fi_->nic->link_attr && fi_->nic->link_attr->speed) {
     info_.link_gbps = static_cast<double>(fi_->nic->link_attr->speed) / 1e9;
   } else if (spec_.kind == "tcp") {
-    info_.link_gbps = interface_gbps(fi_->domain_attr->name);
+    info_.link_gbps = gbps_of_interface(fi_->domain_attr->name ? fi_->domain_attr->name : "");
   }
 }
 

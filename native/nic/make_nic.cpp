@@ -4,6 +4,7 @@
 #include "nic/host_nic.h"
 #include "nic/libfabric_nic.h"
 #include "nic/simulated_nic.h"
+#include "nic/tcp_nic.h"
 #include "nic/verbs_nic.h"
 
 namespace railwire {
@@ -14,7 +15,8 @@ std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::strin
   if (spec != "shm") options.erase("gpu");  // the engine's GPU, which only a NIC that copies has to know
   if (kind == "sim") return make_simulated_nic(spec);
   if (spec == "shm") return make_host_nic(options);
-  if (kind == "tcp" || kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
+  if (kind == "tcp") return make_tcp_nic(spec, options);
+  if (kind == "efa" || kind == "libfabric") return make_libfabric_nic(spec, options);
   if (kind == "verbs") return make_verbs_nic(spec, options);
   throw NicError("unknown NIC \"" + spec +
                  "\": use tcp://HOST[:PORT], tcp, shm, efa:DOMAIN, verbs:DEVICE[:PORT], libfabric:PROVIDER[:DOMAIN] or "

@@ -45,6 +45,7 @@ std::string default_host(bool ipv6) {
   return host;
 }
 
+// The kernel says Mbit/s, and for virtual devices -1 or nothing.
 double gbps_of_interface(const std::string& name) {
   std::ifstream file("/sys/class/net/" + name + "/speed");
   double mbps = 0;

@@ -47,7 +47,7 @@ inline const std::vector<Bed>& beds() {
     for (const std::string& library : libraries) {
       const int major = seen.insert(library).second ? opens(library) : 0;
       if (major == 0) continue;
-      for (const char* spec : {"tcp://127.0.0.1", "libfabric:shm"}) beds.push_back({library, spec, major});
+      for (const char* spec : {"libfabric:tcp://127.0.0.1", "libfabric:shm"}) beds.push_back({library, spec, major});
     }
     return beds;
   }();

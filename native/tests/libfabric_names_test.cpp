@@ -59,7 +59,7 @@ TEST_CASE("a port that was asked for is had, refused while in use, and free agai
             Half half(bed.spec);
             half.meet(wire);
             name = half.nic->info().name;
-            SIDE_CHECK(name.starts_with("tcp://127.0.0.1:"));
+            SIDE_CHECK(name.starts_with("libfabric:tcp://127.0.0.1:"));
             SIDE_CHECK(!name.ends_with(":0"));
             SIDE_CHECK(throws_nic_error([&] { make_libfabric_nic(name, {}); }));
             for (int i = 0; i < 10; ++i) half.send("so that there is a connection that lingers");
@@ -116,14 +116,14 @@ TEST_CASE("wrong names of NICs are refused with a reason") {
         bed.library,
         [](const Wire&) {
           for (const char* spec :
-               {"tcp://", "tcp:/x", "tcp://127.0.0.1:", "tcp://127.0.0.1:x", "tcp://127.0.0.1:65536", "tcp://[::1",
-                "tcp://192.0.2.77", "efa:nosuch", "libfabric:", "libfabric:nosuch", "shm:1", ""}) {
+               {"libfabric:tcp://", "libfabric:tcp:/x", "libfabric:tcp://127.0.0.1:", "libfabric:tcp://127.0.0.1:x", "libfabric:tcp://127.0.0.1:65536", "libfabric:tcp://[::1",
+                "libfabric:tcp://192.0.2.77", "efa:nosuch", "libfabric:", "libfabric:nosuch", "shm:1", ""}) {
             SIDE_CHECK(throws_nic_error([&] { make_libfabric_nic(spec, {}); }));
           }
           SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("libfabric:shm", {{"link_depth", "0"}}); }));
           SIDE_CHECK(throws_nic_error([] { make_libfabric_nic("libfabric:shm", {{"link_depth", "many"}}); }));
           SIDE_CHECK(make_libfabric_nic("libfabric:shm", {{"link_depth", "32"}})->info().link_depth == 32);
-          SIDE_CHECK(make_libfabric_nic("tcp", {})->info().name.starts_with("tcp://"));
+          SIDE_CHECK(make_libfabric_nic("libfabric:tcp", {})->info().name.starts_with("libfabric:tcp://"));
         },
         [](const Wire&) {});
   });

@@ -144,4 +144,4 @@ def kind_of(nic: str) -> str:
     if rest.startswith("verbs;"):
         return "verbs-ofi"  # does not understand the verbs NIC
     kind = rest.partition(":")[0].partition(";")[0] if first == "libfabric" else first
-    return "libfabric-shm" if first == "libfabric" and kind == "shm" else kind
+    return f"libfabric-{kind}" if first == "libfabric" and kind in ("shm", "tcp") else kind
