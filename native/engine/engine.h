@@ -247,13 +247,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void watch_process(Peer& peer, int64_t now);
 
   // failover.cpp: what a broken link had not landed, and new links for broken ones
-  static bool another_is_up(const PeerLink& link);
+  static bool can_resume(const PeerLink& link);
   static bool resendable(Status status);
   void keep_orphan(PeerLink& link, LaneLink& share, const WorkRequest& request);
   void drop_orphans(Lane& lane);
   void resolve_orphans(PeerLink& link);
   void resolve_all_orphans();
   void send_again(PeerLink& from, const WorkRequest& request, LaneLink& share);
+  void move_stash(PeerLink& from);
   void remote_half_closed(PeerLink& link, uint32_t generation, uint64_t landed);
   void send_link_record(Peer& peer, const PeerLink& link, RecordType type, std::span<const std::byte> address = {});
   void link_record_arrived(Peer& peer, RecordType type, std::span<const std::byte> body);

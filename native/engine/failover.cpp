@@ -9,7 +9,9 @@
 // link. A plain write before the last landed immediate has landed, too; one behind it may have, and writing the same
 // bytes again does no harm while its transfer is not done. Reads are always made again.
 //
-// Without another link that is up, the transfers that had WRs on the broken one fail.
+// Without another link that is up, what is to be sent again waits for this one to be made anew, in its old order, or for
+// the first other that comes up. Transfers fail with the peer: when no message passes any more, when no link could be
+// made for a liveness time, or when links break again and again as soon as they are made.
 //
 // Settled, the initiator of the connection makes a new half and offers it; the acceptor connects a half of its own and
 // answers; the initiator connects, and says so: neither writes before the other's queue pair can take it.
@@ -25,13 +27,18 @@ namespace {
 
 constexpr int64_t kFirstRebuild = 10'000'000;  // ns after a link broke; doubles with every try up to
 constexpr int64_t kLongestRebuild = 1'000'000'000;
+constexpr uint32_t kMostRebuilds = 8;  // of a link that never lasts a liveness time, before transfers fail with it
 constexpr size_t kLongestAddress = 128;
 
 }  // namespace
 
-bool Engine::another_is_up(const PeerLink& link) {
-  return std::any_of(link.peer->links.begin(), link.peer->links.end(),
-                     [&](const auto& other) { return other.get() != &link && other->up; });
+// What the link had not landed has somewhere to go, now or soon. `link` is no longer up, or about to be down.
+bool Engine::can_resume(const PeerLink& link) {
+  if (!link.nic->info().resumable || !link.peer->connected()) return false;
+  return std::any_of(link.peer->links.begin(), link.peer->links.end(), [&](const auto& other) {
+    if (other.get() != &link && other->up) return true;
+    return other->reachable && other->nic->info().resumable && other->rebuild_tries < kMostRebuilds;
+  });
 }
 
 // A WR that was refused, or is wrong in itself, would be so again.
@@ -105,6 +112,8 @@ void Engine::resolve_orphans(PeerLink& link) {
     last = i + 1;
     --landed;
   }
+  std::vector<WorkRequest> unposted;  // behind the orphans, if those stay with this link
+  unposted.swap(link.stash);
   for (size_t i = 0; i < orphans.size(); ++i) {
     const auto& [request, share] = orphans[i];
     if (!share) continue;
@@ -119,6 +128,7 @@ void Engine::resolve_orphans(PeerLink& link) {
       send_again(link, request, *share);
     }
   }
+  link.stash.insert(link.stash.end(), unposted.begin(), unposted.end());
 }
 
 void Engine::send_again(PeerLink& from, const WorkRequest& request, LaneLink& share) {
@@ -128,6 +138,7 @@ void Engine::send_again(PeerLink& from, const WorkRequest& request, LaneLink& sh
   for (const auto& link : peer.links) {
     if (link->up && (!to || link->stash.size() < to->stash.size())) to = link.get();
   }
+  if (!to && can_resume(from)) to = &from;  // it waits there
   --share.outstanding;
   if (!to) {
     --lane.outstanding;
@@ -239,6 +250,19 @@ void Engine::link_up(PeerLink& link) {
   link.first_send_error = 0;
   link.send_errors = 0;
   ++link.peer->stats.links_rebuilt;
+  note_due(*link.peer);
+  for (const auto& other : link.peer->links) {
+    if (!other->up) move_stash(*other);
+  }
+}
+
+// What waits for a link that is down goes to one that is up, if there is one.
+void Engine::move_stash(PeerLink& from) {
+  std::vector<WorkRequest> waiting;
+  waiting.swap(from.stash);
+  for (const WorkRequest& wr : waiting) {
+    send_again(from, wr, *static_cast<LaneLink*>(static_cast<WrContext*>(wr.context)));
+  }
 }
 
 // A message has come over a pair of NICs that was given up.

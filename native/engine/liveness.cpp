@@ -43,7 +43,7 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   const bool alone = !link.reachable && only_link(link);
   if (alone) failure.reason = Reason::kPeerLost;
   link.failure = failure;
-  const bool resume = resumable && peer.connected() && another_is_up(link);
+  const bool resume = !alone && can_resume(link);
   link.resuming = resume;
   if (resumable) rebuild_later(link);
 
@@ -72,10 +72,10 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
     }
   }
   for (Lane* lane : hit) stop_lane(*lane, failure);
-  std::vector<WorkRequest> unposted;
-  unposted.swap(link.stash);
-  for (const WorkRequest& wr : unposted) {
-    if (resume) send_again(link, wr, *static_cast<LaneLink*>(static_cast<WrContext*>(wr.context)));
+  if (resume) {
+    move_stash(link);
+  } else {
+    link.stash.clear();
   }
   // Unproven landings now hang on the peer's word that it has closed its half, too.
   for (LaneLink* share : unflushed) link.want_confirmation.push_back(share);
@@ -107,7 +107,11 @@ void Engine::pair_silent(PeerLink& link, Failure failure) {
     return;
   }
   link.reachable = false;
-  if (only_link(link)) peer_ended(*link.peer, PeerState::kLost, std::move(failure));
+  if (only_link(link)) {
+    peer_ended(*link.peer, PeerState::kLost, std::move(failure));
+  } else {
+    move_stash(link);
+  }
 }
 
 void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {

@@ -314,7 +314,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
     const auto keep = lane.transfer->shared_from_this();
     const bool breaks = link.up && link.link->broken();
     const bool resumable = link.nic->info().resumable && completion.request;
-    if (breaks && resumable && lane.peer->connected() && another_is_up(link)) {
+    if (breaks && resumable && can_resume(link)) {
       // The first error: all that follows on this link comes back as well, and its place in the order counts.
       const WorkRequest request = *completion.request;
       if (!resendable(completion.status)) stop_lane(lane, failure);

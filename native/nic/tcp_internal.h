@@ -236,7 +236,7 @@ class TcpNic final : public Nic {
   std::deque<std::unique_ptr<TcpStranger>> strangers_;  // the oldest first
   std::vector<std::unique_ptr<TcpInbox>> inboxes_;
   size_t most_inboxes_ = 0;
-  std::map<std::vector<std::byte>, std::unique_ptr<TcpOutbox>> outboxes_;
+  std::map<std::string, std::unique_ptr<TcpOutbox>> outboxes_;  // by address
   std::map<TcpToken, TcpLink*> links_;
 
   std::vector<TcpLink*> working_;   // have something to read or write

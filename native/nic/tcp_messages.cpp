@@ -26,7 +26,7 @@ using Length = uint32_t;
 uint64_t TcpNic::resolve(std::span<const std::byte> address) {
   const TcpEnd end = unpack_tcp_address(address, nullptr, info_.name);
   std::lock_guard lock(mutex_);
-  std::unique_ptr<TcpOutbox>& outbox = outboxes_[std::vector(address.begin(), address.end())];
+  std::unique_ptr<TcpOutbox>& outbox = outboxes_[{reinterpret_cast<const char*>(address.data()), address.size()}];
   if (!outbox) outbox = std::make_unique<TcpOutbox>(*this, end);
   ++outbox->references;
   return reinterpret_cast<uint64_t>(outbox.get());
