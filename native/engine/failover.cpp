@@ -9,9 +9,9 @@
 // link. A plain write before the last landed immediate has landed, too; one behind it may have, and writing the same
 // bytes again does no harm while its transfer is not done. Reads are always made again.
 //
-// Without another link that is up, what is to be sent again waits for this one to be made anew, in its old order, or for
-// the first other that comes up. Transfers fail with the peer: when no message passes any more, when no link could be
-// made for a liveness time, or when links break again and again as soon as they are made.
+// Without another link that is up, what is to be sent again waits for this one to be made anew, in its old order, or
+// for the first other that comes up. Transfers fail with the peer: when no message passes any more, when no link could
+// be made for a liveness time, or when links break again and again as soon as they are made.
 //
 // Settled, the initiator of the connection makes a new half and offers it; the acceptor connects a half of its own and
 // answers; the initiator connects, and says so: neither writes before the other's queue pair can take it.

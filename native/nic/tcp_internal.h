@@ -149,7 +149,7 @@ class TcpLink final : public Link, public TcpWatched {
   bool ending_ = false;     // the stream's end has been seen coming
   bool lingering_ = false;  // a refusal is on its way: what still comes is thrown away
   bool listed_ = false, owes_ = false, ended_listed_ = false;
-  int error_ = 0;           // of a write
+  int error_ = 0;  // of a write
   int64_t up_by_ = 0;
   int64_t linger_until_ = 0;
   uint64_t read_turn_ = 0;  // when bytes last came in
@@ -239,11 +239,11 @@ class TcpNic final : public Nic {
   std::map<std::string, std::unique_ptr<TcpOutbox>> outboxes_;  // by address
   std::map<TcpToken, TcpLink*> links_;
 
-  std::vector<TcpLink*> working_;   // have something to read or write
-  std::vector<TcpLink*> turn_;      // those of this turn
-  std::vector<TcpLink*> ended_;     // have completions
-  std::vector<TcpLink*> owing_;     // have not told what has landed
-  std::deque<TcpInbox*> talking_;   // have messages, perhaps
+  std::vector<TcpLink*> working_;  // have something to read or write
+  std::vector<TcpLink*> turn_;     // those of this turn
+  std::vector<TcpLink*> ended_;    // have completions
+  std::vector<TcpLink*> owing_;    // have not told what has landed
+  std::deque<TcpInbox*> talking_;  // have messages, perhaps
   std::vector<TcpInbox*> lent_;
   std::vector<uint32_t> immediates_;
   size_t next_immediate_ = 0;

@@ -16,10 +16,10 @@
 namespace railwire {
 namespace {
 
-constexpr uint64_t kReadTurn = 1 << 20;   // bytes of one link, before the next one's turn
+constexpr uint64_t kReadTurn = 1 << 20;  // bytes of one link, before the next one's turn
 constexpr uint64_t kWriteTurn = 1 << 20;
-constexpr uint64_t kPostTurn = 4 << 20;   // sent while posting; the socket is full before that, mostly
-constexpr uint64_t kTellAfter = 256;      // work requests that have landed, while more are coming
+constexpr uint64_t kPostTurn = 4 << 20;  // sent while posting; the socket is full before that, mostly
+constexpr uint64_t kTellAfter = 256;     // work requests that have landed, while more are coming
 constexpr int64_t kLinger = 1'000'000'000;
 
 }  // namespace

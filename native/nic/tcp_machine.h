@@ -105,9 +105,9 @@ class TcpMachine {
   // Work requests by number: handed_ <= done_ <= heard_ <= next_ <= posted_.
   std::vector<Slot> slots_;  // a ring
   uint64_t posted_ = 0, next_ = 0, heard_ = 0, done_ = 0, handed_ = 0;
-  uint64_t next_offset_ = 0;      // bytes of next_ that are in frames already
-  std::deque<uint64_t> reads_;    // sent and not answered
-  uint64_t read_received_ = 0;    // bytes of the first of them
+  uint64_t next_offset_ = 0;    // bytes of next_ that are in frames already
+  std::deque<uint64_t> reads_;  // sent and not answered
+  uint64_t read_received_ = 0;  // bytes of the first of them
   uint64_t immediates_completed_ = 0;
 
   // The frame that is being sent.
@@ -132,9 +132,9 @@ class TcpMachine {
     std::byte* place = nullptr;
   };
   std::vector<Piece> pieces_;
-  size_t piece_ = 0;           // the one that comes now
-  uint32_t piece_got_ = 0;     // bytes of it
-  size_t refused_at_ = 0;      // this piece may not land; pieces_.size(): all may
+  size_t piece_ = 0;        // the one that comes now
+  uint32_t piece_got_ = 0;  // bytes of it
+  size_t refused_at_ = 0;   // this piece may not land; pieces_.size(): all may
 };
 
 }  // namespace railwire

@@ -22,7 +22,8 @@ using Length = uint32_t;
 
 }  // namespace
 
-// ---- to others -------------------------------------------------------------------------------------------------------
+// ---- to others
+// -------------------------------------------------------------------------------------------------------
 uint64_t TcpNic::resolve(std::span<const std::byte> address) {
   const TcpEnd end = unpack_tcp_address(address, nullptr, info_.name);
   std::lock_guard lock(mutex_);
@@ -142,7 +143,8 @@ void TcpOutbox::event(uint32_t events) {
   if (writable_) flush();
 }
 
-// ---- from others -----------------------------------------------------------------------------------------------------
+// ---- from others
+// -----------------------------------------------------------------------------------------------------
 TcpInbox::TcpInbox(TcpNic& nic, TcpFd fd) : TcpWatched(nic), last_turn_(nic.turn_number_) { hold(std::move(fd)); }
 
 TcpInbox::~TcpInbox() {

@@ -65,7 +65,8 @@ TcpNic::~TcpNic() {
   inboxes_.clear();  // which take themselves off the lists
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------
+// ---- memory
+// ----------------------------------------------------------------------------------------------------------
 std::string TcpNic::refuses(const MemorySpec& memory) const {
   if (memory.device >= 0 || memory.dmabuf_fd >= 0) return "tcp reaches host memory only";
   return "";

@@ -133,7 +133,8 @@ bool TcpMachine::check_entries(const TcpFrame& frame, const std::byte* entries) 
     TcpEntry& entry = piece.entry;
     std::memcpy(&entry, entries + i * sizeof entry, sizeof entry);
     const bool read = entry.flags == TcpEntry::kRead;
-    const bool known = read || entry.flags == 0 || entry.flags == TcpEntry::kImmediate || entry.flags == TcpEntry::kMore;
+    const bool known =
+        read || entry.flags == 0 || entry.flags == TcpEntry::kImmediate || entry.flags == TcpEntry::kMore;
     if (!known || entry.reserved != 0 || entry.length > kTcpLongestWrite) return false;
     if (!read) payload += entry.length;
     bool allowed = false;

@@ -31,8 +31,8 @@ uint32_t number_option(const TcpSpec& spec, const std::map<std::string, std::str
   uint32_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < least || value > most) {
-    bad(spec.text, "option " + name + " is \"" + text + "\"; it must be " + std::to_string(least) + " to " +
-                       std::to_string(most));
+    bad(spec.text,
+        "option " + name + " is \"" + text + "\"; it must be " + std::to_string(least) + " to " + std::to_string(most));
   }
   return value;
 }

@@ -27,9 +27,9 @@ namespace railwire {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 inline constexpr uint16_t kTcpVersion = 1;
-inline constexpr size_t kTcpMostEntries = 512;           // of one frame
-inline constexpr uint32_t kTcpLongestFrame = 1u << 20;   // bytes of payload, so that what is short waits for little
-inline constexpr uint32_t kTcpLongestWrite = 1u << 30;   // and read
+inline constexpr size_t kTcpMostEntries = 512;          // of one frame
+inline constexpr uint32_t kTcpLongestFrame = 1u << 20;  // bytes of payload, so that what is short waits for little
+inline constexpr uint32_t kTcpLongestWrite = 1u << 30;  // and read
 inline constexpr uint32_t kTcpLongestMessage = 65536;
 
 struct TcpFrame {

@@ -1,11 +1,11 @@
 // The tcp link without a socket: two machines whose bytes arrive in pieces of every size; lies, garbage and refusals.
+#include "nic/tcp_machine.h"
+
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstring>
 #include <random>
-
-#include "nic/tcp_machine.h"
 
 namespace railwire {
 namespace {
@@ -109,8 +109,8 @@ TEST_CASE("tcp machine: writes of every length land exactly, in pieces of every 
       CHECK(b.immediates == std::vector<uint32_t>{42});
       CHECK(b.machine.immediates_landed() == 1);
       CHECK(a.machine.immediates_completed() == 1);
-      CHECK(std::equal(b.memory.begin() + 100, b.memory.begin() + 100 + static_cast<long>(length),
-                       a.memory.begin() + 5));
+      CHECK(
+          std::equal(b.memory.begin() + 100, b.memory.begin() + 100 + static_cast<long>(length), a.memory.begin() + 5));
       CHECK(std::equal(b.memory.begin() + (4 << 20), b.memory.begin() + (4 << 20) + static_cast<long>(length),
                        a.memory.begin() + 9));
       const auto zeros = [&](size_t from, size_t to) {

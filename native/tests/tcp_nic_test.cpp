@@ -1,4 +1,6 @@
 // The tcp NIC: two of them over loopback sockets, and strangers who do not keep to the rules.
+#include "nic/tcp_nic.h"
+
 #include <arpa/inet.h>
 #include <doctest/doctest.h>
 #include <poll.h>
@@ -10,7 +12,6 @@
 #include <thread>
 
 #include "nic/tcp_internal.h"
-#include "nic/tcp_nic.h"
 
 namespace railwire {
 namespace {
@@ -361,7 +362,7 @@ TEST_CASE("tcp: strangers cost a bounded number of descriptors, and disturb nobo
       garbage.resize(sizeof hello);
       std::memcpy(garbage.data(), &hello, sizeof hello);
     }
-    if (i % 8 == 3) garbage.insert(garbage.end(), 100, 0xff);                   // a message longer than any
+    if (i % 8 == 3) garbage.insert(garbage.end(), 100, 0xff);                  // a message longer than any
     if (i % 8 == 7) garbage.insert(garbage.end(), {0, 0xff, 0, 0, 'x', 'x'});  // and one that never ends
     if (i % 5 != 4) REQUIRE(::send(fd, garbage.data(), garbage.size(), MSG_NOSIGNAL) >= 0);
     fds.push_back(fd);
