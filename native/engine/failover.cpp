@@ -27,7 +27,7 @@ namespace {
 
 constexpr int64_t kFirstRebuild = 10'000'000;  // ns after a link broke; doubles with every try up to
 constexpr int64_t kLongestRebuild = 1'000'000'000;
-constexpr uint32_t kMostRebuilds = 8;  // of a link that never lasts a liveness time, before transfers fail with it
+constexpr uint32_t kMostRebuilds = 8;  // in a row of a link that carries nothing, before transfers fail with it
 constexpr size_t kLongestAddress = 128;
 
 }  // namespace
@@ -274,9 +274,13 @@ void Engine::heard_again(PeerLink& link) {
 
 void Engine::rebuild_later(PeerLink& link) {
   link.rebuild = PeerLink::Rebuild::kIdle;
-  if (link.link) link.link->close();
+  bool carried = false;  // something, so that whatever breaks it is not what it carries
+  if (link.link) {
+    link.link->close();
+    carried = link.link->immediates_completed() + link.link->immediates_landed() > 0;
+  }
   const int64_t now = now_ns();
-  if (link.ever_up && now - link.up_since > options_.liveness_ns) link.rebuild_tries = 0;
+  if (link.ever_up && (carried || now - link.up_since > options_.liveness_ns)) link.rebuild_tries = 0;
   link.rebuild_after = now + std::min(kFirstRebuild << std::min(link.rebuild_tries++, 10u), kLongestRebuild);
 }
 
