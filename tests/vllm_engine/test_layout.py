@@ -308,7 +308,7 @@ def test_a_decoder_waits_for_as_many_requests_as_there_are_slots(monkeypatch: py
     monkeypatch.setattr(vllm.distributed, "get_pp_group", lambda: one)
     spec = FullAttentionSpec(block_size=16, num_kv_heads=HEADS, head_size=HEAD_DIM, dtype=torch.float32)
     group = SimpleNamespace(layer_names=list(tensors), kv_cache_spec=spec)
-    caches: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,))
+    caches: Any = SimpleNamespace(kv_cache_groups=[group], transfer_group_ids=(0,), num_blocks=BLOCKS)
     role = SimpleNamespace(is_kv_producer=False, is_kv_consumer=True, kv_role="kv_consumer")
     config: Any = SimpleNamespace(
         model_config=model_config(), cache_config=SimpleNamespace(cache_dtype="auto"), kv_transfer_config=role
