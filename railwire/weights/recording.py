@@ -8,6 +8,7 @@ Imports torch.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 (n - 1) * s * tensor.element_size() for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n
             )
             self._parameter_of.setdefault(storage, []).append((begin, begin + span, name))
+        for parameters in self._parameter_of.values():
+            parameters.sort()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         self._whole[name] = tensor
@@ -127,9 +130,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._problems.append(f"after {self.last}: a tensor that was computed is copied into a parameter")
             return
         begin = into.data_ptr()
-        owner = next(
-            (n for a, b, n in self._parameter_of.get(into.untyped_storage().data_ptr(), []) if a <= begin < b), None
-        )
+        owner = self._owner(into.untyped_storage().data_ptr(), begin)
         if owner is None:
             self._problems.append(f"{name}: is copied into memory of no live parameter")
             return
@@ -150,6 +151,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held.append(
             Held(name, shape, dtype_name(into.dtype), lo, size, place.region, place.offset, strides, 0, owner)
         )
+
+    def _owner(self, storage: int, address: int) -> str | None:
+        """The live parameter at an address; the last one to begin there or before."""
+        parameters = self._parameter_of.get(storage, [])
+        index = bisect.bisect_right(parameters, address, key=lambda one: one[0]) - 1
+        while index >= 0:
+            begin, end, name = parameters[index]
+            if begin <= address < end:
+                return name
+            if index and parameters[index - 1][0] != begin and end <= address:
+                # An earlier one may reach over this one (a fused tensor with views of it); most do not.
+                return next((n for a, b, n in parameters[:index] if a <= address < b), None)
+            index -= 1
+        return None
 
     def finish(self, rank: str, allow_unwritten: Sequence[str]) -> Destination:
         recorded = {held.name for held in self._held}
