@@ -195,8 +195,8 @@ class TransferEngine:
             buffer: numpy array, torch tensor (CPU or CUDA), anything with the buffer protocol or DLPack, or
                 ``(address, nbytes)``. Contiguous, not empty, and writable unless ``readable_only``.
             readable_only: a source: we may write from it, and peers may read it; a write of a peer to it is a
-                ``ValueError`` at its call, and refused by our NICs if it is made nevertheless (not by shm, which
-                trusts the processes that may write into ours). For mapped checkpoints and other read-only memory.
+                ``ValueError`` at its call, and refused by our NICs if it is made nevertheless. For mapped checkpoints
+                and other read-only memory.
 
         Raises:
             TypeError, ValueError: not such a buffer; also host memory that is not mapped, cannot be written though it
