@@ -1,4 +1,4 @@
-// The libfabric NIC: writes, reads, flushes and messages between two processes, awake and asleep.
+// The libfabric and shm NICs: writes, reads, flushes and messages between two processes, awake and asleep.
 #include "tests/libfabric_halves.h"
 
 namespace railwire {
@@ -11,7 +11,7 @@ unsigned char pattern(size_t i, size_t length) { return static_cast<unsigned cha
 const size_t kLengths[] = {0, 1, 3, 4096, 65536, 1 << 20, (1 << 20) + 13};
 
 TEST_CASE("writes with immediates arrive byte-exact") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     two_halves(
         bed,
         [](Half& half, const Wire& wire) {
@@ -59,11 +59,11 @@ TEST_CASE("thousands of writes, both ways at once, each immediate once") {
     std::sort(half.immediates.begin(), half.immediates.end());
     for (uint32_t i = 0; i < kCount; ++i) SIDE_CHECK(half.immediates[i] == i);
   };
-  on_every_bed([&](const Bed& bed) { two_halves(bed, side, side); });
+  on_shm_and_every_bed([&](const Bed& bed) { two_halves(bed, side, side); });
 }
 
 TEST_CASE("reads bring the peer's bytes") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     run_two(
         bed.library,
         [&](const Wire& wire) {
@@ -90,7 +90,7 @@ TEST_CASE("reads bring the peer's bytes") {
 }
 
 TEST_CASE("a flush proves that what was posted before it has landed") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     two_halves(
         bed,
         [](Half& half, const Wire& wire) {
@@ -136,12 +136,12 @@ TEST_CASE("messages go both ways, of every length, more than there are buffers")
     half.leave_together(wire);
     half.nic->forget(half.peer);
   };
-  on_every_bed([&](const Bed& bed) { two_halves(bed, side, side); });
+  on_shm_and_every_bed([&](const Bed& bed) { two_halves(bed, side, side); });
 }
 
 TEST_CASE("an idle side sleeps, and wakes for messages, writes and the ends of its own work") {
   constexpr int kRounds = 200;
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     two_halves(
         bed,
         [](Half& half, const Wire&) {
@@ -169,7 +169,7 @@ TEST_CASE("an idle side sleeps, and wakes for messages, writes and the ends of i
 }
 
 TEST_CASE("a NIC with nothing to do lets its caller sleep, and stays asleep") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     const auto side = [&](const Wire& wire) {
       Half half(bed.spec);
       half.meet(wire);

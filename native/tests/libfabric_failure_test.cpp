@@ -61,7 +61,7 @@ void close_gives_all_back(const Bed& bed, int signal, size_t length) {
 }
 
 TEST_CASE("close() gives every work request back when the peer was killed") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     if (bed.spec == "libfabric:shm" && bed.major < 2) {
       MESSAGE("left out: shm of libfabric 1.17 spins for ever on a lock that a killed peer held");
       return;
@@ -83,7 +83,7 @@ TEST_CASE("close() gives every work request back when the peer was stopped") {
 }
 
 TEST_CASE("a link that goes with work outstanding disturbs no other link") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     two_halves(
         bed,
         [](Half& half, const Wire& wire) {
@@ -168,7 +168,7 @@ TEST_CASE("a wrong key on tcp ends the write with an error and breaks the link")
 }
 
 TEST_CASE("messages to a peer that was killed do not hang the sender") {
-  on_every_bed([](const Bed& bed) {
+  on_shm_and_every_bed([](const Bed& bed) {
     two_halves(
         bed,
         [](Half& half, const Wire& wire) {

@@ -1,5 +1,5 @@
-// Two real processes with a libfabric NIC each, over tcp and shm, with every libfabric that is at hand: the system's,
-// the one in RAILWIRE_LIBFABRIC, and those in RAILWIRE_TEST_LIBFABRICS (separated by colons).
+// Two real processes with a NIC each: our own shm, or libfabric's, over tcp and shm, with every libfabric that is at
+// hand: the system's, the one in RAILWIRE_LIBFABRIC, and those in RAILWIRE_TEST_LIBFABRICS (separated by colons).
 #pragma once
 
 #include <doctest/doctest.h>
@@ -12,6 +12,7 @@
 
 #include "nic/libfabric_library.h"
 #include "nic/libfabric_nic.h"
+#include "nic/make_nic.h"
 #include "tests/two_processes.h"
 
 namespace railwire::testing {
@@ -64,13 +65,22 @@ void on_every_bed(F&& test) {
   }
 }
 
+// For what every NIC between two processes must do: on our own shm, too.
+template <class F>
+void on_shm_and_every_bed(F&& test) {
+  const Bed own{"", "shm", 0};
+  CAPTURE(own.spec);
+  test(own);
+  on_every_bed(test);
+}
+
 inline constexpr size_t kBytes = 8 << 20;
 inline constexpr size_t kPad = kBytes - 64;  // where flushes go
 
 // One NIC with one link and one region.
 struct Half {
   explicit Half(const std::string& spec, const std::map<std::string, std::string>& options = {})
-      : nic(make_libfabric_nic(spec, options)), memory(kBytes) {
+      : nic(spec == "shm" ? make_nic(spec, options) : make_libfabric_nic(spec, options)), memory(kBytes) {
     region = nic->register_memory({.address = memory.data(), .length = memory.size(), .key_hint = random_key()});
     link = nic->create_link();
   }
