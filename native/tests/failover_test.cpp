@@ -119,9 +119,9 @@ TEST_CASE("a refused write breaks the only link and fails alone; what was beside
   CHECK(until([&] { return b.engine->counter_units(9) == 10 * kUnitsPerArrival; }));
 }
 
-TEST_CASE("page lists over one link that breaks: no more is counted than has landed") {
+TEST_CASE("page lists over the only link, which breaks: all of it lands, and no more is ever counted than has landed") {
   constexpr size_t kPage = 512, kPages = 300;
-  uint64_t broken = 0, part = 0, gathered = 0;
+  uint64_t resent = 0, part = 0, gathered = 0;
   for (uint64_t seed = 1; seed <= 40; ++seed) {
     CAPTURE(seed);
     std::mt19937_64 random(seed);
@@ -146,7 +146,20 @@ TEST_CASE("page lists over one link that breaks: no more is counted than has lan
       std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
       fabric.fabric->break_links(seed % 2 ? "a0" : "b0");
     }
-    REQUIRE(transfer->wait(20 * kSecond));
+    // Some end in the middle of it, perhaps of making the link anew: nothing moves any more when the memory is looked
+    // at.
+    const bool to_the_end = seed % 3 == 0;
+    if (to_the_end) {
+      REQUIRE(transfer->wait(20 * kSecond));
+      INFO(transfer->failure().message);
+      CHECK(transfer->state() == State::kDone);
+      CHECK(until([&] { return b.engine->counter_units(9) == kPages * kUnitsPerArrival; }));
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 40'000));
+    }
+    resent += stats_of(a).work_requests_resent;
+    a.engine->close(kSecond);
+    b.engine->close(kSecond);
     const uint64_t counted = b.engine->counter_units(9) / kUnitsPerArrival;
     size_t landed = 0;
     for (size_t i = 0; i < kPages; ++i) {
@@ -155,16 +168,11 @@ TEST_CASE("page lists over one link that breaks: no more is counted than has lan
                            source.begin() + static_cast<ptrdiff_t>(i * kPage));
     }
     CHECK(counted <= landed);
-    if (transfer->state() == State::kDone) {
-      CHECK(landed == kPages);
-      CHECK(until([&] { return b.engine->counter_units(9) == kPages * kUnitsPerArrival; }));
-    } else {
-      ++broken;
-      part += counted > 0 && counted < kPages;
-    }
+    if (to_the_end) CHECK(landed == kPages);
+    part += counted > 0 && counted < kPages;
     gathered += b.engine->stats().nics[0].immediates < counted;
   }
-  CHECK(broken > 0);
+  CHECK(resent > 0);
   CHECK(part > 0);
   CHECK(gathered > 0);
 }

@@ -27,7 +27,7 @@ class Liar {
     connection_ = next++;
     peer = engine.engine->create_peer(connection_, true, "liar", {{0, 0, nic_->address()}});
     link_->connect(engine.engine->link_halves(*peer).at(0).address);
-    engine.engine->activate_peer(*peer, {{link_->address(), 0, 0}}, 0, 0);
+    engine.engine->activate_peer(*peer, {{link_->address(), plain_blob(0, 0)}}, 0, 0);
     to_engine_ = nic_->resolve(engine.engine->nics()[0]->address());
   }
   void say(RecordType type, std::span<const std::byte> body) { say(++said_, type, body); }
