@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from railwire import TransferEngine
-from railwire.moe import ExpertGroup, MoeConfig, RankLostError, reference
+from railwire.moe import ExpertGroup, MoeConfig, NodeGroup, RankLostError, reference
 from railwire.moe.kernels.quantise import dequantise
 
 torch.set_num_threads(1)
@@ -56,6 +56,15 @@ class Ranks:
 
         def one(rank: int) -> ExpertGroup:
             return ExpertGroup(self.engines[rank], config, rank, exchange.of(rank), **options)
+
+        return list(self.pool.map(one, range(config.ranks)))
+
+    def over_nodes(self, config: MoeConfig, node_ranks: int) -> list[NodeGroup]:
+        """A group over nodes on the same engines."""
+        exchange = ThreadExchange(config.ranks)
+
+        def one(rank: int) -> NodeGroup:
+            return NodeGroup(self.engines[rank], config, rank, node_ranks, exchange.of(rank))
 
         return list(self.pool.map(one, range(config.ranks)))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from railwire.cli import bench, serve, weights
+from railwire.cli import bench, moe, serve, weights
+from railwire.cli.bench_moe import moe as bench_moe
 from railwire.cli.demo import demo
+from railwire.cli.demo_moe import moe as demo_moe
 from railwire.cli.demo_weights import weights as demo_weights
 from railwire.cli.doctor import doctor
 
@@ -13,9 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Point-to-point transfers for LLM s
 app.command()(doctor)
 demos = typer.Typer(invoke_without_command=True, help="Runs a real model, and kills one of its processes.")
 demos.callback()(demo)
+demos.command("moe")(demo_moe)
 demos.command("weights")(demo_weights)
 app.add_typer(demos, name="demo")
+bench.app.command("moe")(bench_moe)
 app.add_typer(bench.app, name="bench")
+app.add_typer(moe.app, name="moe")
 app.add_typer(serve.app, name="serve")
 app.add_typer(weights.app, name="weights")
 

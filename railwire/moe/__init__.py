@@ -4,6 +4,7 @@ config, geometry, rows    what is where
 protocol, membership, tuning    pure machines: what happens next
 kernels/                  packing, unpacking, reducing: torch and triton
 wires, group              the shells: an engine's memory and immediates; :class:`ExpertGroup`
+nodes                     one copy per (token, node): two groups, across nodes and within
 reference                 the same in one process, plainly: what everything is compared with
 """
 
@@ -11,6 +12,7 @@ from railwire.moe.config import MoeConfig
 from railwire.moe.errors import MaskedOutError, MoeError, PhaseError, RankLostError
 from railwire.moe.geometry import Geometry
 from railwire.moe.group import Dispatched, ExpertGroup
+from railwire.moe.nodes import NodeGroup
 from railwire.moe.rendezvous import Exchange, GroupExchange, StoreExchange
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "MaskedOutError",
     "MoeConfig",
     "MoeError",
+    "NodeGroup",
     "PhaseError",
     "RankLostError",
     "StoreExchange",

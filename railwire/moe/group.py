@@ -110,10 +110,12 @@ class ExpertGroup:
         self._routing: Routing | None = None
         self._weights: Tensor | None = None
         self._result: Dispatched | None = None
+        self._into: tuple[Tensor, Tensor | None] | None = None
         self._closed = False
         self.stats: dict[str, Any] = {
             "dispatches": 0,
             "sent_bytes": 0,
+            "sent_to": [0] * config.ranks,
             "received_rows": 0,
             "second_rounds": 0,
             "wait_seconds": [0.0] * config.ranks,
@@ -149,12 +151,21 @@ class ExpertGroup:
         return self.dispatch_receive()
 
     def dispatch_send(
-        self, x: Tensor | tuple[Tensor, Tensor], topk_ids: Tensor, topk_weights: Tensor | None = None
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        topk_ids: Tensor,
+        topk_weights: Tensor | None = None,
+        into: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
-        """The first half of :meth:`dispatch`: returns when everything is on its way."""
+        """The first half of :meth:`dispatch`: returns when everything is on its way.
+
+        ``into``: ``batched``: where the rows (and scales) go, as :meth:`empty_outputs` gives them.
+        """
         with self._alone():
             self._machine._check(Phase.IDLE, "dispatch")
             values, scales = check_dispatch(self.config, self._device, x, topk_ids, topk_weights)
+            if into is not None and self.config.layout != "batched":
+                raise ValueError("only the batched layout has outputs whose size is known before")
             routing = self._backend.route(topk_ids)
             if self.config.layout == "batched" and int(routing.counts.max(initial=0)) > self.config.max_tokens:
                 raise ValueError("batched: a rank sends one expert more rows than max_tokens (experts named twice)")
@@ -164,6 +175,7 @@ class ExpertGroup:
             self._backend.pack(values, scales, topk_ids, topk_weights, routing, self._wires.dispatch_send)
             sent = routing.sent.tolist()
             self._routing, self._weights, self._result = routing, topk_weights, None
+            self._into = into
             actions = machine.dispatch(sent, routing.counts[self.rank])
             headers = g.encode_headers(
                 machine.generation, routing.sent, routing.segments, machine.next_slot_rows, machine.masked,
@@ -245,6 +257,22 @@ class ExpertGroup:
         self._backend.reduce_weights(self._wires.combine_recv, slots, out)
         return out
 
+    def empty_outputs(self) -> tuple[Tensor, Tensor | None]:
+        """``batched``: (rows ``[local experts * ranks * max_tokens, hidden]``, scales or None) for
+        :meth:`dispatch_send`."""
+        c = self.config
+        if c.layout != "batched":
+            raise ValueError("only the batched layout has outputs whose size is known before")
+        x, scales, _, _ = self._backend.outputs(c.local_experts * c.ranks * c.max_tokens)
+        return x, scales
+
+    @property
+    def last(self) -> Dispatched:
+        """What the last dispatch brought."""
+        if self._result is None:
+            raise PhaseError("nothing has been dispatched yet")
+        return self._result
+
     @property
     def masked(self) -> frozenset[int]:
         """Ranks that the group goes on without."""
@@ -322,13 +350,13 @@ class ExpertGroup:
                     nbytes = g.header + rows * g.row
                     at = g.slot(self.rank, rank, slot_rows)
                     self._write(rank, wires.send_rows, rank, start, at, nbytes, Wait.HEADER, machine.generation)
-                    self.stats["sent_bytes"] += nbytes
+                    self._count(rank, nbytes)
                 case p.SendOverflow(rank, first, rows, offset, slot_rows):
                     assert routing is not None
                     start = g.sent_segment(rank, int(routing.segments[rank])) + g.header + first * g.row
                     at, nbytes = g.overflow(slot_rows, offset), rows * g.row
                     self._write(rank, wires.send_rows, rank, start, at, nbytes, Wait.OVERFLOW, machine.generation)
-                    self.stats["sent_bytes"] += nbytes
+                    self._count(rank, nbytes)
                 case p.SendGrant(rank, offset, rows):
                     self._write(rank, wires.send_grant, rank, machine.generation, offset, rows)
                     self.stats["second_rounds"] += 1
@@ -354,10 +382,14 @@ class ExpertGroup:
             if rank not in self._machine.masked:
                 self._miss(rank, str(error))
 
+    def _count(self, rank: int, nbytes: int) -> None:
+        self.stats["sent_bytes"] += nbytes
+        self.stats["sent_to"][rank] += nbytes
+
     def _make_outputs(self, counts: Array) -> None:
         c = self.config
         rows = OutputRows(c, counts)
-        x, scales, ids, weights = self._backend.outputs(rows.rows)
+        x, scales, ids, weights = (*self._into, None, None) if self._into else self._backend.outputs(rows.rows)
         machine = self._machine
         self._result = Dispatched(
             x, scales, rows.expert_rows, counts, ids, weights, rows, machine.masked, machine.generation
@@ -413,7 +445,7 @@ class ExpertGroup:
                 action.rank, self._wires.send_results,
                 action.rank, first, action.segment, action.rows, self._machine.generation,
             )  # fmt: skip
-            self.stats["sent_bytes"] += action.rows * self.geometry.combine_row
+            self._count(action.rank, action.rows * self.geometry.combine_row)
             first += action.rows
 
     def _backend_gather_own(self, y: Tensor, weights: Tensor | None, rows: Array) -> None:

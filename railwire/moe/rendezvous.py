@@ -10,6 +10,13 @@ from typing import Any
 Exchange = Callable[[bytes], Sequence[bytes]]
 
 
+def file_store(path: str, ranks: int = -1) -> Any:
+    """A torch store in a file, for ranks of one host."""
+    import torch.distributed as dist
+
+    return dist.FileStore(path, ranks)  # type: ignore[attr-defined]
+
+
 class StoreExchange:
     """An exchange over a ``torch.distributed`` store (TCPStore, FileStore, HashStore) or process group.
 

@@ -41,6 +41,11 @@ class OutputRows:
         earlier = np.cumsum(counts, axis=0) - counts
         self._shift = bases + earlier - (np.cumsum(counts, axis=1) - counts)
 
+    def run(self, source: int, expert: int) -> tuple[int, int]:
+        """(first row, rows) of what one source has sent to one local expert."""
+        begin = int(self._shift[source, expert] + self.counts[source, :expert].sum())
+        return begin, int(self.counts[source, expert])
+
     def of(self, source: int, first: int = 0, rows: int | None = None) -> Array:
         """Output rows of rows ``first`` and following of a source's segment."""
         counts = self.counts[source]
