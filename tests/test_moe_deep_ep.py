@@ -1,4 +1,4 @@
-"""The interface of DeepEP's V1 between two processes: hooks, two dispatches under way, scales, routes, biases, masks."""
+"""DeepEP's V1 interface between two processes: hooks, two dispatches under way, scales, routes, biases, masks."""
 
 from __future__ import annotations
 
