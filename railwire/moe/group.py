@@ -186,6 +186,7 @@ class ExpertGroup:
                 at = g.sent_segment(rank, int(routing.segments[rank]))
                 self._wires.dispatch_send[at : at + g.header] = words[rank]
             self.stats["dispatches"] += 1
+            self._kernels_done()
             self._run(actions)
 
     def dispatch_receive(self) -> Dispatched:
@@ -358,6 +359,7 @@ class ExpertGroup:
                     self._write(rank, wires.send_rows, rank, start, at, nbytes, Wait.OVERFLOW, machine.generation)
                     self._count(rank, nbytes)
                 case p.SendGrant(rank, offset, rows):
+                    self._kernels_done()  # the rows that lay there have been taken
                     self._write(rank, wires.send_grant, rank, machine.generation, offset, rows)
                     self.stats["second_rounds"] += 1
                 case p.Plan(counts):
@@ -441,12 +443,18 @@ class ExpertGroup:
                 first = 0
             if action.rows:
                 self._backend.gather(y, weights, self._result.rows.of(action.rank), self._wires.combine_send, first)
+            self._kernels_done()
             self._write(
                 action.rank, self._wires.send_results,
                 action.rank, first, action.segment, action.rows, self._machine.generation,
             )  # fmt: skip
             self._count(action.rank, action.rows * self.geometry.combine_row)
             first += action.rows
+
+    def _kernels_done(self) -> None:
+        """Until the GPU has written what is about to be sent, and read what is about to be overwritten."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def _backend_gather_own(self, y: Tensor, weights: Tensor | None, rows: Array) -> None:
         """Our own rows go straight to where the others' results land."""
