@@ -322,10 +322,13 @@ class ExpertGroup:
         return cls(engine, config, rank, exchange, **options)
 
     def close(self) -> None:
-        """Ends the group; returns when no other rank can write here any more. Idempotent."""
+        """Ends the group; returns when all that this rank has sent has landed, and no other can write here any more.
+        Idempotent."""
         if self._closed:
             return
         self._closed = True
+        for sent in (self._wires.dispatching, self._wires.combining):
+            self._settle(sent)  # a slower rank may still wait for it, and the engine may be closed next
         self._machine.masked_out()
         self._drop_pending()
         self._wires.close()
