@@ -6,6 +6,7 @@ equal."""
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import threading
 import time
@@ -28,33 +29,36 @@ def note(name: str, ok: bool, text: str = "") -> None:
         FAILED.append(name)
 
 
-def check_kernels(rng: np.random.Generator, number: int) -> None:
-    """Every layout and dtype, random sizes; and the sizes of DeepSeek-V3."""
-    bad: list[str] = []
-    count = 0
-    for layout in ("grouped", "batched", "standard"):
-        for dtype, fp8 in (("bfloat16", False), ("float16", False), ("float32", False), ("bfloat16", True)):
-            for _ in range(number):
-                config = MoeConfig(
-                    ranks=int(rng.integers(1, 9)), experts=int(rng.integers(1, 40)), top_k=int(rng.integers(1, 9)),
-                    hidden=int(rng.choice([8, 128, 520, 2048] if fp8 else [8, 33, 128, 520, 2048])),
-                    max_tokens=int(rng.choice([1, 7, 130])), dtype=dtype, fp8=fp8, layout=layout,
-                    expert_alignment=int(rng.choice([1, 16])),
-                )  # fmt: skip
-                wrong = compare(config, rng, "cuda")
-                count += 1
-                if wrong:
-                    bad.append(f"{layout} {dtype} fp8={fp8} {config}: {wrong}")
-    for fp8 in (False, True):
+LAYOUTS = ("grouped", "batched", "standard")
+KINDS = {"bfloat16": False, "float16": False, "float32": False, "fp8": True}
+
+
+def check_kernels(rng: np.random.Generator, number: int, layout: str, kind: str) -> None:
+    """Random sizes of one layout and dtype; the sizes of DeepSeek-V3 for what it uses."""
+    fp8 = KINDS[kind]
+    dtype = "bfloat16" if fp8 else kind
+    configs: list[tuple[MoeConfig, int | None]] = []
+    for _ in range(number):
+        config = MoeConfig(
+            ranks=int(rng.integers(1, 9)), experts=int(rng.integers(1, 40)), top_k=int(rng.integers(1, 9)),
+            hidden=int(rng.choice([8, 128, 520, 2048] if fp8 else [8, 33, 128, 520, 2048])),
+            max_tokens=int(rng.choice([1, 7, 130])), dtype=dtype, fp8=fp8, layout=layout,
+            expert_alignment=int(rng.choice([1, 16])),
+        )  # fmt: skip
+        configs.append((config, None))
+    if layout == "grouped" and dtype == "bfloat16":
         for tokens in (128, 4096):
             config = MoeConfig(ranks=64, experts=256, hidden=7168, max_tokens=tokens, top_k=8, fp8=fp8)
-            wrong = compare(config, rng, "cuda", tokens)
-            count += 1
-            if wrong:
-                bad.append(f"T={tokens} H=7168 fp8={fp8}: {wrong}")
-    for line in bad[:10]:
-        print("     ", line)
-    note(f"kernels against the reference, {count} configurations", not bad)
+            configs.append((config, tokens))
+    bad = 0
+    for config, count in configs:
+        print("     ", config, flush=True)
+        wrong = compare(config, rng, "cuda", count)
+        torch.cuda.synchronize()
+        if wrong:
+            bad += 1
+            print("      DIFFERENT:", wrong, flush=True)
+    note(f"kernels against the reference, {layout} {kind}, {len(configs)} configurations", not bad)
 
 
 def check_graph(rng: np.random.Generator) -> None:
@@ -255,30 +259,51 @@ def measure(rng: np.random.Generator) -> list[tuple[str, int, float, float, floa
     return rows
 
 
+def run_part(part: str, seed: int, number: int) -> None:
+    """One part, in this process."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    if part == "words":
+        check_words()
+    elif part == "graph":
+        check_graph(rng)
+    elif part == "measure":
+        rows = measure(rng)
+        print(f"\n{'kernel':<16}{'T':>6}{'us, graph':>11}{'us, Python':>12}{'GB/s':>8}{'of copy':>9}")
+        for name, tokens, graph, eager, rate, share in rows:
+            print(f"{name:<16}{tokens or '':>6}{graph:>11.1f}{eager:>12.1f}{rate:>8.0f}{share:>9.2f}")
+    else:
+        check_kernels(rng, number, *part.split(":")[1:])
+
+
 def main() -> int:
+    """Every part in a process of its own: after a fault on the device a process can do no more."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--number", type=int, default=4, help="random configurations of each layout and dtype")
+    parser.add_argument("--part", default="", help="words, graph, kernels:LAYOUT:DTYPE or measure; default: all")
     arguments = parser.parse_args()
+    if arguments.part:
+        run_part(arguments.part, arguments.seed, arguments.number)
+        return bool(FAILED)
     import triton
 
     print(f"{torch.cuda.get_device_name()} torch {torch.__version__} triton {triton.__version__} seed {arguments.seed}")
-    rng = np.random.default_rng(arguments.seed)
-    torch.manual_seed(arguments.seed)
-    for check in (check_words, lambda: check_graph(rng), lambda: check_kernels(rng, arguments.number)):
-        try:
-            check()
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            note(getattr(check, "__name__", "check"), False, repr(error)[:300])
-    rows = measure(rng)
-    print(f"\n{'kernel':<16}{'T':>6}{'us, graph':>11}{'us, Python':>12}{'GB/s':>8}{'of copy':>9}")
-    for name, tokens, graph, eager, rate, share in rows:
-        print(f"{name:<16}{tokens or '':>6}{graph:>11.1f}{eager:>12.1f}{rate:>8.0f}{share:>9.2f}")
-    print("FAILED: " + "; ".join(FAILED) if FAILED else "all equal")
-    return bool(FAILED)
+    kernels = [f"kernels:{layout}:{kind}" for layout in LAYOUTS for kind in KINDS]
+    failed = []
+    for part in ["words", "graph", *kernels, "measure"]:
+        command = [sys.executable, __file__, "--part", part, "--seed", str(arguments.seed)]
+        done = subprocess.run(
+            [*command, "--number", str(arguments.number)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            failed.append(part)
+            print(f"FAIL {part}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}", flush=True)
+        else:
+            lines = done.stdout.splitlines()
+            print("\n".join(line for line in lines if not line.startswith("      ")), flush=True)
+    print("FAILED: " + ", ".join(failed) if failed else "all equal")
+    return bool(failed)
 
 
 if __name__ == "__main__":

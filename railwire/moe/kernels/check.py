@@ -63,7 +63,8 @@ def compare(config: MoeConfig, rng: np.random.Generator, device: str, tokens: in
     fast.headers_device(counts, starts, torch.from_numpy(control.view(np.int32)).to(device), sends[1])
     check("headers", *sends)
     # plan and unpack: this rank's neighbours have sent it some of the segments above
-    received = rng.integers(0, 4, (config.ranks, g.bins))
+    # No source sends an expert more than max_tokens: the batched layout has no room for more.
+    received = rng.integers(0, min(4, config.max_tokens + 1), (config.ranks, g.bins))
     slot_rows = int(received.sum(axis=1).max()) + 1
     rows = OutputRows(config, received.astype(np.int64))
     status = torch.zeros(1, dtype=torch.int32, device=device)

@@ -67,7 +67,7 @@ class TritonBackend(TorchBackend):
         slots = torch.empty(bins.shape, dtype=torch.int32, device=self.device)
         if pairs:
             k.rank_kernel[(blocks,)](bins, ranks, histogram, pairs, self.number, BLOCK=ROUTE_BLOCK)
-        wide = triton.next_power_of_2(self.number)
+        wide = max(2, triton.next_power_of_2(self.number))
         k.scan_kernel[(1,)](histogram, counts, starts, blocks, self.number, BINS=wide)
         if pairs:
             k.slot_kernel[(blocks,)](bins, ranks, histogram, slots, pairs, self.number, BLOCK=ROUTE_BLOCK)
@@ -97,7 +97,7 @@ class TritonBackend(TorchBackend):
         if not tokens:
             return
         if c.fp8 and scales is None:
-            groups = min(16, triton.next_power_of_2(g.scales))
+            groups = min(16, max(2, triton.next_power_of_2(g.scales)))
             k.pack_fp8_kernel[(tokens, triton.cdiv(g.scales, groups))](
                 x.contiguous(), bins, slots, send, send.view(torch.float32),
                 TOP_K=c.top_k, PER_RANK=self.per_rank, HIDDEN=c.hidden, ROW=g.row, HEADER=g.header,
