@@ -27,7 +27,7 @@ def compare_in_interpreter(state: State, seed: int, number: int) -> list[str]:
         dtype, fp8 = [("bfloat16", False), ("bfloat16", True), ("float32", False), ("float16", False)][turn % 4]
         config = MoeConfig(
             ranks=int(rng.integers(1, 5)), experts=int(rng.integers(1, 9)), top_k=int(rng.integers(1, 4)),
-            hidden=int(rng.choice([4, 40, 136, 300])), max_tokens=8, dtype=dtype, fp8=fp8,
+            hidden=int(rng.choice([4, 40, 136, 300])), max_tokens=int(rng.choice([1, 8])), dtype=dtype, fp8=fp8,
             layout=["grouped", "batched", "standard"][turn % 3], expert_alignment=int(rng.choice([1, 4])),
         )  # fmt: skip
         different = compare(config, rng, "cpu")
