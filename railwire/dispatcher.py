@@ -27,6 +27,7 @@ class EventSink(Protocol):
     """What an engine does with the events that carry its tag."""
 
     def _on_message(self, peer_id: int, message: bytes) -> None: ...
+    def _on_peer_up(self, peer_id: int) -> None: ...
     def _on_peer_lost(self, peer_id: int) -> None: ...
     def _on_watcher(self, watcher_id: int) -> None: ...
     def _on_handshake(self, nic: int, frame: bytes) -> None: ...
@@ -130,6 +131,8 @@ class Dispatcher:
             return
         if kind == "message":
             engine._on_message(value, data)
+        elif kind == "peer_up":
+            engine._on_peer_up(value)
         elif kind == "peer_lost":
             engine._on_peer_lost(value)
         elif kind == "watcher":

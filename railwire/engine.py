@@ -118,12 +118,12 @@ class TransferEngine:
             pid,
             host.process_start(pid),
             tuple(
-                wire.NicAddress(nic.kind, nic.name, control)
+                wire.NicAddress(nic.kind, nic.name, control, nic.takes_all_memory, min(nic.links_per_pair, 16))
                 for nic, control in zip(self.nics, self._native.nic_addresses(), strict=True)
             ),
         )
         key = secret.encode() if isinstance(secret, str) else bytes(secret or b"")
-        self._connector = Connector(self._native, self._address, key, self._add_peer)
+        self._connector = Connector(self._native, self._address, key, self._new_peer)
         _open_engines.add(self)
 
     # ---- peers -------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class TransferEngine:
     def peers(self) -> tuple[Peer, ...]:
         """All peers that are connected, whoever began."""
         with self._lock:
-            return tuple(peer for peer in self._peers.values() if peer.state == "connected")
+            return tuple(peer for peer in self._peers.values() if peer._admitted and peer.state == "connected")
 
     def connect(self, address: EngineAddress | bytes, timeout: float | None = None) -> Peer:
         """Connects to an engine, or returns the peer if the two are connected already.
@@ -161,12 +161,12 @@ class TransferEngine:
         if problem := host.files_problem(self.name):
             raise ConnectError(problem)
         try:
-            native = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
+            peer = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
         except ConnectError:
             self._check_open()  # closed meanwhile: no fault of the peer's
             raise
-        with self._lock:
-            return self._peers[native.id]
+        self._admit(peer)
+        return peer
 
     async def connect_async(self, address: EngineAddress | bytes, timeout: float | None = None) -> Peer:
         """As :meth:`connect`, without blocking the event loop."""
@@ -527,16 +527,33 @@ class TransferEngine:
             peer = self._peers.get(peer_id)
         return peer.name if peer else None
 
-    def _add_peer(self, native: _native.Peer, address: wire.Address, pairs: list[Pair], initiator: bool) -> None:
-        peer = Peer(self, native, address, [self.nics[own].name for own, _ in pairs], initiator)
+    def _new_peer(self, native: _native.Peer, address: wire.Address, pairs: list[Pair], initiator: bool) -> Peer:
+        """A peer that is being connected. What follows is told by its events: up, messages, lost, in this order."""
+        names = [(self.nics[own].name, address.nics[other].name) for own, other in pairs]
+        peer = Peer(self, native, address, names, initiator)
         with self._lock:
             self._peers[peer.id] = peer
-            if initiator or address.incarnation != self.incarnation:
-                self._by_incarnation[address.incarnation] = peer
-            self._lost_incarnations.pop(address.incarnation, None)
-        if not initiator:
+        return peer
+
+    def _admit(self, peer: Peer) -> None:
+        """It is up: descriptors of its engine are written over it. Done once, by whoever learns it first."""
+        with self._lock:
+            if peer._admitted or self._peers.get(peer.id) is not peer:
+                return  # or it is lost already
+            peer._admitted = True
+            if peer.initiated or peer.incarnation != self.incarnation:
+                self._by_incarnation[peer.incarnation] = peer
+            self._lost_incarnations.pop(peer.incarnation, None)
+
+    def _on_peer_up(self, peer_id: int) -> None:
+        with self._lock:
+            peer = self._peers.get(peer_id)
+        if peer is None:
+            return
+        self._admit(peer)
+        if not peer.initiated:
             for handler in list(self._peer_handlers):
-                dispatcher.soon(lambda handler=handler: dispatcher.call(handler, peer))  # type: ignore[misc]
+                dispatcher.call(handler, peer)
 
     def _on_peer_lost(self, peer_id: int) -> None:
         with self._lock:

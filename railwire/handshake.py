@@ -5,12 +5,16 @@
     initiator                                     acceptor
       HELLO  (whom I want, who I am, nonce)  -->
                                              <--  CHALLENGE (nonce, proof)
-      REQUEST (proof, my link halves)        -->
+      REQUEST (HELLO, nonce, proof, my halves) -->
                                              <--  ACCEPT (its link halves)
 
 A proof is HMAC-SHA256 under the shared secret over everything said before (an empty secret if none is set), so an
 engine with a secret accepts nobody without it, and no link exists before that is shown. Any message may be lost: the
 initiator repeats its last one until the answer comes or the time is over, and repeated messages get the same answer.
+
+The acceptor keeps nothing of a HELLO: its nonce is a keyed hash of it and of the time, so that a REQUEST shows by
+itself that it answers a challenge of ours, and of lately (as the SYN cookies of RFC 4987 do). So strangers, however
+many, leave nothing behind.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from railwire import _native, host, wire
 from railwire.errors import (
@@ -34,12 +40,17 @@ from railwire.errors import (
     StaleAddressError,
 )
 
+if TYPE_CHECKING:
+    from railwire.peer import Peer
+
 log = logging.getLogger("railwire")
 
 _RESEND_SECONDS = 0.2
 _RETRY_SECONDS = 0.001  # while the NIC is not ready to send
-_MOST_PENDING = 1024  # connections that strangers may have half open
-_PENDING_SECONDS = 30.0
+_COOKIE_SECONDS = 15  # a challenge can be answered for one to two times this long
+_ANSWERS_SECONDS = 60.0  # how long the answer to a REQUEST is kept for repetitions: longer than it can be made anew
+_PATIENCE_SECONDS = 0.05  # for the NIC to have room for an answer
+_MOST_PATIENT = 256  # answers that wait for room
 # Kinds that can link two engines, best first. The first is for one host alone.
 _PREFERENCE = ("shm", "verbs", "efa", "efa-direct", "cxi", "verbs-ofi", "tcp", "sim", "libfabric-shm", "libfabric-tcp")
 
@@ -47,7 +58,8 @@ Pair = tuple[int, int]
 
 
 def plan_pairs(ours: wire.Address, theirs: wire.Address, without: frozenset[str] = frozenset()) -> list[Pair]:
-    """Which of our NICs is linked with which of theirs: all NICs of the best kind both sides have, round robin.
+    """Which of our NICs is linked with which of theirs: all NICs of the best kind both sides have, round robin. If one
+    of these refuses some memory (a GPU's), the pairs of the best kind that takes all of it follow.
     ``without``: kinds that have been tried in vain.
 
     Raises:
@@ -75,10 +87,20 @@ def plan_pairs(ours: wire.Address, theirs: wire.Address, without: frozenset[str]
     def rank(kind: str) -> tuple[int, str]:
         return (_PREFERENCE.index(kind) if kind in _PREFERENCE else len(_PREFERENCE), kind)
 
-    best = min(common, key=rank)
-    own = [i for i, nic in enumerate(ours.nics) if nic.kind == best]
-    other = [i for i, nic in enumerate(theirs.nics) if nic.kind == best]
-    return [(own[k % len(own)], other[k % len(other)]) for k in range(max(len(own), len(other)))]
+    pairs: list[Pair] = []
+    for kind in sorted(common, key=rank):
+        own = [i for i, nic in enumerate(ours.nics) if nic.kind == kind]
+        other = [i for i, nic in enumerate(theirs.nics) if nic.kind == kind]
+        nics = [*(ours.nics[i] for i in own), *(theirs.nics[i] for i in other)]
+        takes_all = all(nic.takes_all_memory for nic in nics)
+        if pairs and not takes_all:
+            continue
+        links = max(nic.links for nic in nics)
+        count = max(len(own), len(other))
+        pairs += [(own[k % len(own)], other[k % len(other)]) for k in range(count) for _ in range(links)]
+        if takes_all:
+            break
+    return pairs[:64]
 
 
 @dataclass
@@ -90,19 +112,47 @@ class _Outgoing:
     hello: wire.Hello
     frame: bytes
     peer: _native.Peer | None = None
+    links: tuple[wire.LinkHalf, ...] = ()
+    made: Peer | None = None
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
-@dataclass
-class _Incoming:
-    """Somebody else's connect()."""
+class _Outbox:
+    """Answers that the NIC had no room for, tried again for a moment by a thread of their own: the thread that takes
+    the frames in must not stand still for a stranger's sake."""
 
-    hello: wire.Hello
-    nonce: bytes
-    answer: bytes
-    since: float
-    accepted: bool = False
+    def __init__(self, send: Callable[[int, bytes, bytes], bool]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[float, int, bytes, bytes]] = deque()
+        self._runs = False
+
+    def send(self, nic: int, control: bytes, frame: bytes) -> None:
+        """Now if it can be, else a little later; dropped if there is no room soon, or too many wait for some."""
+        if self._send(nic, control, frame):
+            return
+        with self._lock:
+            if len(self._waiting) >= _MOST_PATIENT:
+                return  # whoever asked asks again
+            self._waiting.append((time.monotonic() + _PATIENCE_SECONDS, nic, control, frame))
+            if self._runs:
+                return
+            self._runs = True
+        threading.Thread(target=self._run, name="railwire-answers", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_RETRY_SECONDS)
+            with self._lock:
+                waiting, self._waiting = self._waiting, deque()
+            now = time.monotonic()
+            left = [item for item in waiting if not self._send(*item[1:]) and item[0] > now]
+            with self._lock:
+                self._waiting.extendleft(reversed(left))
+                if not self._waiting:
+                    self._runs = False
+                    return
 
 
 class Connector:
@@ -113,19 +163,25 @@ class Connector:
         native: _native.Engine,
         address: wire.Address,
         secret: bytes,
-        on_peer: Callable[[_native.Peer, wire.Address, list[Pair], bool], None],
+        new_peer: Callable[[_native.Peer, wire.Address, list[Pair], bool], Peer],
     ) -> None:
         self._native = native
         self._address = address
         self._secret = secret
-        self._on_peer = on_peer
+        self._new_peer = new_peer
         self._lock = threading.RLock()
         self._outgoing: dict[int, _Outgoing] = {}
-        self._incoming: dict[int, _Incoming] = {}
+        self._cookie_key = secrets.token_bytes(32)
+        self._answers: dict[int, tuple[float, bytes]] = {}  # by connection, oldest first: when, and the ACCEPT
+        self._outbox = _Outbox(self._send)
 
     # ---- initiator ---------------------------------------------------------------------------------------------------
-    def connect(self, target: wire.Address, timeout: float) -> _native.Peer:
-        """Blocks until the connection stands. Raises ConnectError and its kin, ConfigurationError."""
+    def connect(self, target: wire.Address, timeout: float) -> Peer:
+        """Blocks until the connection stands; the peer that it returns may be lost again already.
+
+        Raises:
+            ConnectError and its kin, ConfigurationError.
+        """
         pairs = plan_pairs(self._address, target)
         connection = secrets.randbits(64)
         hello = wire.Hello(wire.VERSION, connection, target.incarnation, self._address, secrets.token_bytes(16))
@@ -139,6 +195,10 @@ class Connector:
             while not pending.done.is_set():
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    with self._lock:  # what is being done for it just now is done, or never will be
+                        if pending.done.is_set():
+                            break
+                        self._outgoing.pop(connection, None)
                     raise ConnectTimeout(
                         f"{target.name} at {', '.join(nic.name for nic in target.nics)} did not answer within "
                         f"{timeout:g} s: is it running, and reachable from {self._address.nics[pairs[0][0]].name}?"
@@ -159,9 +219,11 @@ class Connector:
                 attempt += 1
             if pending.error is not None:
                 raise pending.error
-            assert pending.peer is not None
-            return pending.peer
+            assert pending.made is not None
+            return pending.made
         except BaseException:
+            with self._lock:
+                self._outgoing.pop(connection, None)
             if pending.peer is not None:
                 self._native.abandon_peer(pending.peer, "the connection was not completed")
             raise
@@ -184,21 +246,23 @@ class Connector:
         raise ConnectError(f"{target.name}: {error}") from error
 
     def _challenged(self, pending: _Outgoing, message: wire.Challenge) -> None:
-        if pending.peer is not None:
-            return  # a repetition
         if not hmac.compare_digest(message.proof, self._proof(b"acceptor", pending.hello, message.nonce)):
+            if pending.peer is not None:
+                return  # not of the engine that has been asked for links
             text = "the two engines have different secrets"
             self._refuse(0, pending.target, pending.pairs, message.connection, "authentication", text)
             pending.error = AuthenticationError(f"{pending.target.name}: {text}")
             pending.done.set()
             return
-        plan = [(own, other, pending.target.nics[other].control) for own, other in pending.pairs]
-        pending.peer = self._native.create_peer(message.connection, True, pending.target.name, plan)
-        links = self._halves(pending.peer, pending.pairs)
+        if pending.peer is None:
+            pending.peer, pending.made = self._create(message.connection, True, pending.target, pending.pairs)
+            pending.links = self._halves(pending.peer, pending.pairs)
+        # Also to a second challenge: our answer to the first came too late.
         proof = self._proof(b"initiator", pending.hello, message.nonce)
-        pending.frame = wire.encode(wire.Request(message.connection, proof, links))
+        request = wire.Request(message.connection, pending.hello, message.nonce, proof, pending.links)
+        pending.frame = wire.encode(request)
         own, other = pending.pairs[0]
-        self._send_patiently(own, pending.target.nics[other].control, pending.frame)
+        self._outbox.send(own, pending.target.nics[other].control, pending.frame)
 
     def _accepted(self, pending: _Outgoing, message: wire.Accept) -> None:
         if pending.peer is None or pending.done.is_set():
@@ -206,7 +270,6 @@ class Connector:
         if [(half.other_nic, half.own_nic) for half in message.links] != pending.pairs:
             raise DescriptorError(f"{pending.target.name} accepts other links than were offered")
         self._activate(pending.peer, message.links, pending.target)
-        self._on_peer(pending.peer, pending.target, pending.pairs, True)
         pending.done.set()
 
     def _refused(self, pending: _Outgoing, message: wire.Refuse) -> None:
@@ -219,11 +282,15 @@ class Connector:
 
     # ---- acceptor ----------------------------------------------------------------------------------------------------
     def _hello(self, nic: int, message: wire.Hello) -> None:
-        known = self._incoming.get(message.connection)
-        if known is not None:
-            if known.hello == message and not known.accepted:
-                self._reply(nic, known.hello.source, known.answer)
+        pairs = self._check_hello(nic, message)
+        if pairs is None:
             return
+        nonce = self._cookie(message)
+        proof = self._proof(b"acceptor", message, nonce)
+        self._reply(nic, message.source, wire.encode(wire.Challenge(message.connection, nonce, proof)))
+
+    def _check_hello(self, nic: int, message: wire.Hello) -> list[Pair] | None:
+        """The pairs of NICs; None if it has been refused."""
         try:
             if message.version != wire.VERSION:
                 raise DescriptorError(f"protocol version {message.version} instead of {wire.VERSION}")
@@ -232,36 +299,35 @@ class Connector:
             pairs = plan_pairs(self._address, message.source)
         except (DescriptorError, ConfigurationError) as error:
             self._refuse(nic, message.source, None, message.connection, "incompatible", str(error))
-            return
+            return None
         if message.target != self._address.incarnation:
             text = (
                 f"address of incarnation {message.target.hex()[:8]}, but {self._address.name} is now "
                 f"{self._address.incarnation.hex()[:8]}: the process has restarted, get its new address"
             )
             self._refuse(nic, message.source, pairs, message.connection, "stale_address", text)
-            return
-        self._forget_old()
-        if len(self._incoming) >= _MOST_PENDING:
-            log.warning("railwire: too many half-open connections; dropping one from %s", message.source.name)
-            return
-        nonce = secrets.token_bytes(16)
-        proof = self._proof(b"acceptor", message, nonce)
-        answer = wire.encode(wire.Challenge(message.connection, nonce, proof))
-        self._incoming[message.connection] = _Incoming(message, nonce, answer, time.monotonic())
-        self._reply(nic, message.source, answer)
+            return None
+        return pairs
+
+    def _cookie(self, hello: wire.Hello, ago: int = 0) -> bytes:
+        when = int(time.monotonic() / _COOKIE_SECONDS) - ago
+        said = when.to_bytes(8, "little", signed=True) + wire.encode(hello)
+        return hmac.new(self._cookie_key, said, hashlib.sha256).digest()[:16]
 
     def _request(self, nic: int, message: wire.Request) -> None:
-        pending = self._incoming.get(message.connection)
-        if pending is None:
+        hello, source = message.hello, message.hello.source
+        if hello.connection != message.connection or self._check_hello(nic, hello) is None:
             return
-        if pending.accepted:
-            self._reply(nic, pending.hello.source, pending.answer)
+        if not any(hmac.compare_digest(message.nonce, self._cookie(hello, ago)) for ago in (0, 1)):
+            self._hello(nic, hello)  # it answers a challenge of long ago, or none of ours
             return
-        source = pending.hello.source
-        if not hmac.compare_digest(message.proof, self._proof(b"initiator", pending.hello, pending.nonce)):
+        if not hmac.compare_digest(message.proof, self._proof(b"initiator", hello, message.nonce)):
             text = "the two engines have different secrets"
             self._refuse(nic, source, None, message.connection, "authentication", text)
-            del self._incoming[message.connection]
+            return
+        self._forget_old_answers()
+        if (known := self._answers.get(message.connection)) is not None:
+            self._reply(nic, source, known[1])
             return
         pairs = [(half.other_nic, half.own_nic) for half in message.links]
         try:
@@ -270,8 +336,7 @@ class Connector:
                     raise DescriptorError("a link between NICs that do not exist")
                 if self._address.nics[own].kind != source.nics[other].kind:
                     raise DescriptorError("a link between NICs of different kinds")
-            plan = [(own, other, source.nics[other].control) for own, other in pairs]
-            peer = self._native.create_peer(message.connection, False, source.name, plan)
+            peer, _ = self._create(message.connection, False, source, pairs)
             try:
                 halves = self._halves(peer, pairs)
                 self._activate(peer, message.links, source)
@@ -280,17 +345,18 @@ class Connector:
                 raise
         except (DescriptorError, _native.NativeError, OverflowError, TypeError, ValueError) as error:
             self._refuse(nic, source, None, message.connection, "incompatible", str(error))
-            del self._incoming[message.connection]
             return
-        pending.accepted = True
-        pending.answer = wire.encode(wire.Accept(message.connection, halves))
-        self._on_peer(peer, source, pairs, False)
-        self._reply(nic, source, pending.answer)
+        answer = wire.encode(wire.Accept(message.connection, halves))
+        self._answers[message.connection] = (time.monotonic(), answer)
+        self._reply(nic, source, answer)
 
-    def _forget_old(self) -> None:
-        limit = time.monotonic() - _PENDING_SECONDS
-        for connection in [c for c, pending in self._incoming.items() if pending.since < limit]:
-            del self._incoming[connection]
+    def _forget_old_answers(self) -> None:
+        limit = time.monotonic() - _ANSWERS_SECONDS
+        while self._answers:
+            connection, (since, _) = next(iter(self._answers.items()))
+            if since > limit:
+                return
+            del self._answers[connection]
 
     # ---- both --------------------------------------------------------------------------------------------------------
     def on_frame(self, nic: int, frame: bytes) -> None:
@@ -325,6 +391,20 @@ class Connector:
         said = b"railwire-1|" + role + b"|" + nonce + wire.encode(hello)
         return hmac.new(self._secret, said, hashlib.sha256).digest()
 
+    def _create(
+        self, connection: int, initiator: bool, other_side: wire.Address, pairs: list[Pair]
+    ) -> tuple[_native.Peer, Peer]:
+        """A peer that is being connected. It is known to the engine before anything can come of it."""
+        plan = [(own, other, other_side.nics[other].control) for own, other in pairs]
+        native = self._native.create_peer(connection, initiator, other_side.name, plan)
+        try:
+            if other_side.host == self._address.host:
+                self._native.watch_process(native, other_side.pid, other_side.pid_start)
+            return native, self._new_peer(native, other_side, pairs, initiator)
+        except BaseException:
+            self._native.abandon_peer(native, "the connection could not be set up")
+            raise
+
     def _halves(self, peer: _native.Peer, pairs: list[Pair]) -> tuple[wire.LinkHalf, ...]:
         halves = self._native.link_halves(peer)
         return tuple(
@@ -345,7 +425,7 @@ class Connector:
     ) -> None:
         frame = wire.encode(wire.Refuse(connection, reason, text[:500]))
         if pairs is not None:
-            self._send_patiently(pairs[0][0], to.nics[pairs[0][1]].control, frame)
+            self._outbox.send(pairs[0][0], to.nics[pairs[0][1]].control, frame)
         else:
             self._reply(nic, to, frame)
 
@@ -353,7 +433,7 @@ class Connector:
         kind = self._address.nics[nic].kind
         same = [i for i, other in enumerate(to.nics) if other.kind == kind]
         if same:
-            self._send_patiently(nic, to.nics[same[nic % len(same)] if len(same) > 1 else same[0]].control, frame)
+            self._outbox.send(nic, to.nics[same[nic % len(same)] if len(same) > 1 else same[0]].control, frame)
 
     def _send(self, nic: int, control: bytes, frame: bytes) -> bool:
         try:
@@ -361,10 +441,3 @@ class Connector:
         except _native.NativeError as error:
             log.debug("railwire: cannot send a handshake frame: %s", error)
             return True
-
-    def _send_patiently(self, nic: int, control: bytes, frame: bytes) -> None:
-        """For answers: nobody repeats them before the other side asks again."""
-        for _ in range(50):
-            if self._send(nic, control, frame):
-                return
-            time.sleep(_RETRY_SECONDS)

@@ -30,6 +30,12 @@ class NicInfo:
     """False: a flush on the link proves it, once per burst."""
     closing_fences: bool
     """Closing our half of a link keeps the peer from writing."""
+    closing_quiets: bool
+    """Closing our half of a link keeps the peer's process from reading our sources."""
+    takes_all_memory: bool
+    """False: it refuses some, such as a GPU's; with a peer, NICs of another kind carry that."""
+    links_per_pair: int
+    """Links between it and one NIC of a peer."""
     max_write_bytes: int
     link_depth: int
     """Work requests a link may have outstanding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from railwire import _native, wire
@@ -122,20 +123,43 @@ class PeerLoss:
             dispatcher.call(callback, reason)
 
 
+@dataclass(frozen=True)
+class Rails:
+    """The links between two engines over NICs of one kind."""
+
+    kind: str
+    nics: tuple[tuple[str, str], ...]
+    """Pairs of names: ours, theirs."""
+    links: int
+    up: int
+    """How many of the links are up."""
+    carries: str
+    """Which of our memory they take."""
+    why: str
+    """Why it is this set, and in this place."""
+
+
 class Peer:
     """Another engine that this one is connected to. Made by ``engine.connect()``, or by the other side's connect."""
 
     def __init__(
-        self, engine: TransferEngine, native: _native.Peer, address: wire.Address, nics: Sequence[str], initiator: bool
+        self,
+        engine: TransferEngine,
+        native: _native.Peer,
+        address: wire.Address,
+        nic_pairs: Sequence[tuple[str, str]],
+        initiator: bool,
     ) -> None:
         self._engine = engine
         self._native = native
         self._address = address
-        self.nics = tuple(nics)
+        self.nics = tuple(own for own, _ in nic_pairs)
         """Names of our NICs that the links to this peer use, one per link."""
         self.initiated = initiator
         """True if we called connect(), False if the peer did."""
+        self._nic_pairs = tuple(nic_pairs)
         self.lost = PeerLoss()
+        self._admitted = False  # the engine knows that it is up
 
     @property
     def id(self) -> int:
@@ -158,6 +182,27 @@ class Peer:
     def state(self) -> str:
         """``connecting``, ``connected``, ``closing``, ``closed`` or ``lost``."""
         return _STATES[self._native.state]
+
+    @property
+    def path(self) -> tuple[Rails, ...]:
+        """Which NICs carry what to this peer, and why: its sets of rails, best first. A transfer goes over the first
+        set on which both memories are registered."""
+        engine = self._engine
+        sets = []
+        at = 0
+        for kind, usable, links, up in engine._native.peer_rails(self._native):
+            names = self._nic_pairs[at : at + links]
+            at += links
+            ours = [nic for nic in engine.nics if nic.name in {own for own, _ in names}]
+            carries = "any memory" if all(nic.takes_all_memory for nic in ours) else "host memory"
+            if not sets:
+                why = f"{kind} is the best kind of NIC that both sides have"
+            else:
+                why = f"memory that {sets[0].kind} does not take goes over {kind}"
+            if not usable:
+                why += "; none of its links is up"
+            sets.append(Rails(kind, tuple(dict.fromkeys(names)), links, up, carries, why))
+        return tuple(sets)
 
     def close(self, timeout: float | None = None) -> None:
         """Ends the connection; returns only when this peer can no longer write into our memory.

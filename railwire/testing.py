@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 from railwire import _native
 
@@ -34,6 +34,10 @@ class SimulatedFabric:
         message_loss_rate: share of control messages that are lost (and reported lost to the sender).
         completion_proves_landing: False: a work request completes when handed over and lands later, as on tcp.
         closing_fences: False: closing a link does not keep the peer out, as on shm.
+        closing_quiets: False: the peer copies out of our memory when it lands, closed or not, as on libfabric's shm.
+        kind: of its NICs; NICs of different kinds are rails of their own.
+        refuse_above: memory of more bytes is not registered; 0: all is.
+        links_per_pair: links that two NICs make.
         resumable: as RC queue pairs: links land in order, any error breaks them, both ends count what landed, and the
             engine fails over and makes them anew. Not with reorder.
         discard: work requests complete at once and go nowhere: a NIC of unlimited speed.
@@ -54,6 +58,10 @@ class SimulatedFabric:
         message_loss_rate: float = 0.0,
         completion_proves_landing: bool = True,
         closing_fences: bool = True,
+        closing_quiets: bool = True,
+        kind: str = "sim",
+        refuse_above: int = 0,
+        links_per_pair: int = 1,
         resumable: bool = False,
         discard: bool = False,
         max_write_bytes: int = 1 << 40,
@@ -72,6 +80,10 @@ class SimulatedFabric:
                 "message_loss_rate": message_loss_rate,
                 "completion_proves_landing": completion_proves_landing,
                 "closing_fences": closing_fences,
+                "closing_quiets": closing_quiets,
+                "kind": kind,
+                "refuse_above": refuse_above,
+                "links_per_pair": links_per_pair,
                 "resumable": resumable,
                 "discard": discard,
                 "max_write_bytes": max_write_bytes,
@@ -81,7 +93,7 @@ class SimulatedFabric:
         )
         self._native = _native.SimulatedFabric(self.name, self._settings)
 
-    def _apply(self, settings: dict[str, float]) -> None:
+    def _apply(self, settings: dict[str, Any]) -> None:
         for key, value in settings.items():
             if not hasattr(self._settings, key):
                 raise TypeError(f"no such setting: {key}")
@@ -91,7 +103,7 @@ class SimulatedFabric:
         """The name by which an engine opens a NIC on this fabric."""
         return f"sim://{self.name}/{name}"
 
-    def set(self, **settings: float) -> None:
+    def set(self, **settings: Any) -> None:
         """Changes settings from now on. Link depth and the like hold for NICs made later."""
         self._apply(settings)
         self._native.configure(self._settings)

@@ -31,6 +31,8 @@ class NicAddress(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     kind: Name
     name: Name
     control: Blob
+    takes_all_memory: bool = True
+    links: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
 
 
 class Address(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="railwire-address"):
@@ -89,9 +91,12 @@ class Challenge(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=3):
-    """Initiator: my proof, and my halves of the links."""
+    """Initiator: what I said at first and what you challenged me with (you have kept neither), my proof, and my halves
+    of the links."""
 
     connection: U64
+    hello: Hello
+    nonce: Incarnation
     proof: Blob
     links: Links
 

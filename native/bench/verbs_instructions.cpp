@@ -136,7 +136,7 @@ struct Bed {
     return transfer;
   }
   std::shared_ptr<Transfer> write(uint64_t bytes) {
-    return submit<PieceSource>(region, Piece{0, keys, 0, bytes}, false, 5, peer->limits);
+    return submit<PieceSource>(region, Piece{0, keys, 0, bytes}, false, 5, peer->limits());
   }
   void carry_out(Transfer& transfer) {
     transfer.wait(60'000'000'000);
@@ -198,7 +198,7 @@ void pages(size_t count) {
   from.indices.resize(count);
   to.indices.resize(count);
   bed.carry_out(
-      *bed.submit<PageSource>(bed.region, std::move(from), bed.keys, std::move(to), Bed::kPage, 5, bed.peer->limits));
+      *bed.submit<PageSource>(bed.region, std::move(from), bed.keys, std::move(to), Bed::kPage, 5, bed.peer->limits()));
   std::printf("%llu WRs\n", static_cast<unsigned long long>(bed.engine->stats().nics[0].work_requests));
 }
 

@@ -159,7 +159,7 @@ struct Side : Wire {
       to.indices.push_back(static_cast<uint32_t>(count - 1 - i));
     }
     transfer->add_lane<PageSource>(peer, region, std::move(from), remote, std::move(to), bytes, kImmediate,
-                                   peer->limits);
+                                   peer->limits());
     engine->submit(transfer);
     return transfer;
   }
@@ -167,7 +167,7 @@ struct Side : Wire {
     const int64_t immediate = counted ? int64_t{kImmediate} : -1;
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, immediate);
     transfer->submitted_ns = engine->submission_time();
-    transfer->add_lane<PieceSource>(peer, region, Piece{0, remote, 0, bytes}, false, immediate, peer->limits);
+    transfer->add_lane<PieceSource>(peer, region, Piece{0, remote, 0, bytes}, false, immediate, peer->limits());
     engine->submit(transfer);
     return transfer;
   }

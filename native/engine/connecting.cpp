@@ -1,36 +1,16 @@
 // Making a peer: its links, what the other side must know of them, and the moment from which it is up. The NICs' part
 // of it may block, and is done without the driver's lock.
-#include <sys/syscall.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/process.h"
 
 namespace railwire {
-namespace {
-
-// Field 22 of /proc/PID/stat: tells a process from a later one with the same number. 0: no such process.
-uint64_t start_ticks(int64_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  if (!std::getline(file, line)) return 0;
-  const size_t after_name = line.rfind(')');
-  if (after_name == std::string::npos) return 0;
-  std::istringstream rest(line.substr(after_name + 2));
-  std::string field;
-  for (int i = 3; i <= 22 && rest >> field; ++i) {
-    if (i == 22) return std::strtoull(field.c_str(), nullptr, 10);
-  }
-  return 0;
-}
-
-}  // namespace
-
 std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, std::string name,
                                           const std::vector<LinkPlan>& plan) {
   const auto setup = enter_setup();
@@ -39,8 +19,6 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
   peer->connection = connection;
   peer->initiator = initiator;
   peer->name = std::move(name);
-  peer->limits.links = static_cast<uint32_t>(plan.size());
-  peer->limits.max_write_bytes = UINT64_MAX;
   try {
     for (const LinkPlan& wanted : plan) {
       if (wanted.local_nic >= nics_.size()) throw NicError("no such NIC: " + std::to_string(wanted.local_nic));
@@ -55,7 +33,21 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
       link->own_address = link->link->address();
       link->control = control_addresses_.take(wanted.local_nic, wanted.remote_control);
       link->control_address = wanted.remote_control;
-      peer->limits.max_write_bytes = std::min(peer->limits.max_write_bytes, link->nic->info().max_write_bytes);
+      const NicInfo& nic = link->nic->info();
+      // Links of one kind follow each other, the best kind first: so both sides have the same sets.
+      if (peer->sets.empty() || peer->sets.back().kind != nic.kind) {
+        RailSet& made = peer->sets.emplace_back();
+        made.kind = nic.kind;
+        made.first = link->index;
+        made.limits.links = 0;
+        made.limits.max_write_bytes = UINT64_MAX;
+      }
+      RailSet& rails = peer->sets.back();
+      link->set = static_cast<uint32_t>(peer->sets.size() - 1);
+      link->place = rails.count++;
+      rails.local_nics |= uint64_t{1} << wanted.local_nic;
+      ++rails.limits.links;
+      rails.limits.max_write_bytes = std::min(rails.limits.max_write_bytes, nic.max_write_bytes);
       peer->all_links_fence &= link->nic->info().closing_fences;
       peer->links.push_back(std::move(link));
     }
@@ -79,6 +71,7 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
 std::vector<Engine::LinkHalf> Engine::link_halves(Peer& peer) {
   const auto lock = lock_driver();
   if (peer.ended()) throw NicError("peer " + peer.name + " has ended");
+  peer.exposed = true;
   std::vector<LinkHalf> halves;
   for (const auto& link : peer.links) {
     halves.push_back({link->own_address, pad_registrations_[link->ends.local_nic].blob});
@@ -108,15 +101,9 @@ void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int6
   } catch (const NicError& error) {
     problem = error.what();
   }
-  const bool same_process = pid == getpid();
-  int pid_fd = -1;
-  if (pid > 0 && !same_process && pid_start_ticks && start_ticks(pid) == pid_start_ticks) {
-    pid_fd = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
-  }
+  watch_process(peer, pid, pid_start_ticks);
   const auto lock = lock_driver();
   peer.in_setup = false;
-  peer.same_process = same_process;
-  peer.pid_fd = pid_fd;
   if (peer.ended()) {
     for (const auto& link : peer.links) link->link->close();
     next_tick_ = 0;
@@ -127,11 +114,37 @@ void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int6
   for (auto& link : peer.links) {
     link->up = link->reachable = link->ever_up = true;
     link->last_heard = link->last_progress = link->up_since = now;
+    // Many peers are not pinged all in one moment: their answers would come in one, too.
+    const auto share = static_cast<int64_t>((peer.id + link->index) % kPingShares);
+    link->last_ping = now - options_.liveness_ns / kPingsPerLiveness * share / kPingShares;
   }
   peer.last_up = now;
+  for (RailSet& rails : peer.sets) rails.last_up = now;
   peer.state.store(PeerState::kConnected);
+  // The first event of this peer. What it has said before we were ready follows now.
+  events().push({Event::kPeerUp, options_.event_tag, peer.id, {}});
+  const auto keep = peer.shared_from_this();
+  take_early_records(peer);
+  note_due(peer);
   next_tick_ = 0;
   if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
+}
+
+void Engine::watch_process(Peer& peer, int64_t pid, uint64_t pid_start_ticks) {
+  if (pid <= 0 || !pid_start_ticks || process_start_ticks(pid) != pid_start_ticks) return;
+  const int fd = pid == getpid() ? -1 : open_process(pid);
+  const auto lock = lock_driver();
+  if (peer.pid || closed()) {
+    if (fd >= 0) ::close(fd);
+    return;
+  }
+  peer.same_process = pid == getpid();
+  if (peer.same_process) return;
+  peer.pid = pid;
+  peer.pid_start_ticks = pid_start_ticks;
+  peer.pid_fd = fd;  // -1: it is looked for by its number
+  epoll_event event{.events = EPOLLIN, .data = {.fd = fd}};
+  if (fd >= 0) epoll_ctl(processes_, EPOLL_CTL_ADD, fd, &event);
 }
 
 void Engine::abandon_peer(Peer& peer, const std::string& why) {

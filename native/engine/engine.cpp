@@ -1,6 +1,9 @@
 // Beginning and end of an engine, and the small calls that Python makes.
 #include "engine/engine.h"
 
+#include <sys/epoll.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <random>
 #include <utility>
@@ -25,17 +28,28 @@ Engine::Engine(EngineOptions options, std::vector<std::unique_ptr<Nic>> nics)
     pad_registrations_.push_back(
         nics_[i]->register_memory({.address = pads_[i].data(), .length = pads_[i].size(), .key_hint = random_u64()}));
   }
+  processes_ = epoll_create1(EPOLL_CLOEXEC);
   note_engine(*this);
 }
 
 Engine::~Engine() {
   forget_engine(*this);
   close(0);
+  if (processes_ >= 0) ::close(processes_);
 }
 
 Failure Engine::peer_failure(Peer& peer) {
   const auto lock = lock_driver();
   return peer.end_reason;
+}
+
+void Engine::peer_rails(Peer& peer, std::vector<std::tuple<std::string, bool, uint32_t, uint32_t>>& out) {
+  const auto lock = lock_driver();
+  for (const RailSet& rails : peer.sets) {
+    const auto first = peer.links.begin() + rails.first;
+    const auto up = std::count_if(first, first + rails.count, [](const auto& link) { return link->up; });
+    out.emplace_back(rails.kind, rails.usable.load(), rails.count, static_cast<uint32_t>(up));
+  }
 }
 
 std::shared_ptr<Watcher> Engine::watch() {
@@ -90,6 +104,7 @@ Engine::Stats Engine::stats() {
   out.pending_expectations = counters_.pending();
   {
     std::lock_guard guard(memory_mutex_);
+    out.control_addresses = control_addresses_.size();
     out.regions = live_regions_.size();
   }
   const size_t samples = std::min<uint64_t>(post_samples_, post_latency_.size());

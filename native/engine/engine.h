@@ -15,6 +15,7 @@
 #include <shared_mutex>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -28,6 +29,7 @@
 #include "engine/mpsc.h"
 #include "engine/peer.h"
 #include "engine/setup_thread.h"
+#include "engine/share_end.h"
 #include "engine/transfer.h"
 #include "engine/watcher.h"
 #include "nic/nic.h"
@@ -93,6 +95,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<Region> register_memory(MemorySpec memory, uint64_t owner);
   // A peer's region over this connection: imported at first use. Throws BadKeys.
   std::shared_ptr<const RemoteAccess> reach(const std::shared_ptr<Peer>& peer, RemoteKeys& keys);
+  // The best set of rails on which both are registered; null: it does not matter. Throws BadKeys if there is none.
+  uint32_t choose_rails(const Peer& peer, const Region* region, const RemoteAccess* remote) const;
   std::shared_ptr<Peer> create_peer(uint64_t connection, bool initiator, std::string name,
                                     const std::vector<LinkPlan>& plan);
   struct LinkHalf {
@@ -101,6 +105,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   // `pid` > 0: the peer is a process of this host whose end can be watched.
   void activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int64_t pid, uint64_t pid_start_ticks);
+  void watch_process(Peer& peer, int64_t pid, uint64_t pid_start_ticks);  // before, while it is being connected
   // False: the NIC had no room (or is still connecting); try again.
   bool send_handshake(uint32_t nic, const std::vector<std::byte>& address, std::span<const std::byte> payload);
 
@@ -113,6 +118,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   uint64_t counter_units(uint32_t id);
   void reset_counter(uint32_t id);
   Failure peer_failure(Peer& peer);
+  // (kind, usable, links, links that are up)
+  void peer_rails(Peer& peer, std::vector<std::tuple<std::string, bool, uint32_t, uint32_t>>& out);
   void message_taken(Peer& peer, uint64_t bytes);
 
   struct NicStats {
@@ -123,7 +130,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::vector<NicStats> nics;
     std::vector<std::pair<std::shared_ptr<Peer>, Peer::Stats>> peers;
     uint64_t submitted = 0, done = 0, failed = 0, cancelled = 0, active = 0, units = 0, pending_expectations = 0;
-    uint64_t bad_frames = 0, loops = 0, sleeps = 0, inline_drives = 0, regions = 0;
+    uint64_t bad_frames = 0, loops = 0, sleeps = 0, inline_drives = 0, regions = 0, control_addresses = 0;
     std::vector<uint32_t> post_latency_ns;  // submission to first WR posted, the last 1024 that were timed
   };
   Stats stats();
@@ -164,6 +171,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
  private:
   friend class Operation;
+  static constexpr int64_t kPingsPerLiveness = 5, kPingShares = 16;
 
   // worker.cpp: who drives, and when to sleep
   void worker_main();
@@ -202,7 +210,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // progress.cpp: posting and completions
   bool pump(Peer& peer, uint64_t byte_budget);
-  bool pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget);
+  bool pump_link(RailSet& rails, PeerLink& link, uint64_t& byte_budget);
   static bool touches_revoked(const Lane& lane);
   bool post_at_once(Lane& lane);
   void after_posting(Lane& lane);
@@ -222,6 +230,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void maybe_flush(PeerLink& link);
   void flush_done(PeerLink& link, Status status);
   void one_more_proven(LaneLink& share);
+  static ShareFacts facts_of(const LaneLink& share);
+  void all_quiet(Peer& peer);
   void landing_proven(Lane& lane);
 
   // endings.cpp: the end of lanes and transfers, and what a refused write means
@@ -240,11 +250,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void pair_silent(PeerLink& link, Failure failure);
   bool break_will_be_told(PeerLink& link);
   void peer_ended(Peer& peer, PeerState state, Failure failure);
+  void look_at_rails(Peer& peer, int64_t now);
+  void rails_down(Peer& peer, uint32_t set);
   void release_links(Peer& peer);
   void tick(int64_t now);
   void tick_peer(Peer& peer, int64_t now);
   void look_at_processes(int64_t now);
-  void watch_process(Peer& peer, int64_t now);
+  bool process_has_died(Peer& peer, int64_t now);
+  void tick_ended(Peer& peer, int64_t now);
+  void stands_still(Peer& peer, int64_t now);
 
   // failover.cpp: what a broken link had not landed, and new links for broken ones
   static bool can_resume(const PeerLink& link);
@@ -278,7 +292,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void send_held_messages(Peer& peer);
   void send_credit(Peer& peer);
   bool send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> frame);
-  void send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value);
+  void take_early_records(Peer& peer);
+  void say_gone(Peer& peer, PeerLink& path);
+  bool send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value);
   PeerLink* control_path(Peer& peer, uint32_t attempt);
   void send_failed(uint64_t peer, uint32_t link, int32_t error, uint32_t nic);
 
@@ -286,6 +302,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void check_incoming_revokes(Peer& peer);
   void revoke_confirmed(Peer& peer, uint64_t request);
   void revoke_peer_gone(Peer& peer, bool fenced);
+  static bool process_over(Peer& peer);
   static bool fenced_by_now(Peer& peer);
   static void drop_fenced(std::vector<std::shared_ptr<Peer>>& peers);
   void finish_revoke(RevokeOperation& revoke);
@@ -336,6 +353,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::shared_ptr<Peer>> unfenced_;  // lost, and may still write: no revoke is a fence until their end
   std::vector<std::shared_ptr<Watcher>> watchers_;
   int64_t watcher_activity_ns_ = 0;
+  int processes_ = -1;                           // an epoll descriptor: readable when the process of a peer has ended
   std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
   std::vector<Registration> pad_registrations_;
   std::mutex memory_mutex_;  // guards the next four: destructors on any thread touch them
@@ -346,6 +364,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   uint64_t next_peer_ = 1;
   uint64_t next_request_ = 1;
   int64_t next_tick_ = 0;
+  int64_t next_ping_ = 0;  // the earliest that is due, as the ticks go through the links
   // When a sleeping driver wakes by itself; max: none sleeps.
   int64_t asleep_until_ = std::numeric_limits<int64_t>::max();
   int64_t next_look_ = 0;  // at the processes of peers

@@ -16,7 +16,8 @@ struct Event {
     kFinished,   // a: token of Operation::notify
     kMessage,    // a: peer id; data: the message
     kHandshake,  // a: index of the NIC it came by; data: a handshake frame, to be answered by Python
-    kPeerLost,   // a: peer id
+    kPeerUp,     // a: peer id; before everything else of this peer
+    kPeerLost,   // a: peer id; after everything else
     kWatcher,    // a: watcher id; Watcher::take() has the values
     kRelease,    // a: owner token; nothing native uses the owner's memory any more
     kStop,       // ends the thread that drains the queue
@@ -30,6 +31,8 @@ struct Event {
 class EventQueue {
  public:
   void push(Event event);
+  // Not if there are so many already; false then.
+  bool push_if_room(Event event, size_t most);
   // Waits up to `timeout_ns` for at least one event; takes at most `most`.
   std::vector<Event> pop(int64_t timeout_ns, size_t most);
 

@@ -36,6 +36,7 @@ constexpr size_t kLongestAddress = 128;
 bool Engine::can_resume(const PeerLink& link) {
   if (!link.nic->info().resumable || !link.peer->connected()) return false;
   return std::any_of(link.peer->links.begin(), link.peer->links.end(), [&](const auto& other) {
+    if (other->set != link.set) return false;  // keys of one kind of NIC say nothing to another
     if (other.get() != &link && other->up) return true;
     return other->reachable && other->nic->info().resumable && other->rebuild_tries < kMostRebuilds;
   });
@@ -136,7 +137,7 @@ void Engine::send_again(PeerLink& from, const WorkRequest& request, LaneLink& sh
   Lane& lane = *share.lane;
   PeerLink* to = nullptr;
   for (const auto& link : peer.links) {
-    if (link->up && (!to || link->stash.size() < to->stash.size())) to = link.get();
+    if (link->up && link->set == from.set && (!to || link->stash.size() < to->stash.size())) to = link.get();
   }
   if (!to && can_resume(from)) to = &from;  // it waits there
   --share.outstanding;
@@ -145,7 +146,7 @@ void Engine::send_again(PeerLink& from, const WorkRequest& request, LaneLink& sh
     stop_lane(lane, from.failure);
     return;
   }
-  LaneLink& other = lane.links[to->index];
+  LaneLink& other = lane.links[to->place];
   WorkRequest wr = request;
   lane.source->redirect(wr, from.ends, to->ends);
   wr.context = static_cast<WrContext*>(&other);
@@ -249,10 +250,11 @@ void Engine::link_up(PeerLink& link) {
   link.up_since = link.last_progress = link.last_heard = now_ns();
   link.first_send_error = 0;
   link.send_errors = 0;
+  link.peer->sets[link.set].usable.store(true);
   ++link.peer->stats.links_rebuilt;
   note_due(*link.peer);
   for (const auto& other : link.peer->links) {
-    if (!other->up) move_stash(*other);
+    if (!other->up && other->set == link.set) move_stash(*other);
   }
 }
 

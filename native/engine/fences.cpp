@@ -10,6 +10,7 @@
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/process.h"
 
 namespace railwire {
 namespace {
@@ -44,11 +45,19 @@ bool Engine::links_fenced(const Peer& peer) {
 // Of a peer that has ended: whether nothing of it can land here any more. Its CLOSE says so: it is sent when nothing of
 // the sender's is under way.
 bool Engine::fenced_by_now(Peer& peer) {
-  if (peer.pid_fd >= 0 && !peer.process_dead) {
+  return peer.confirmed || peer.close_requested || !peer.exposed || process_over(peer) || fenced_without_peer(peer);
+}
+
+// By its descriptor; or, where there was none to be had, by its number.
+bool Engine::process_over(Peer& peer) {
+  if (peer.process_dead) return true;
+  if (peer.pid_fd >= 0) {
     pollfd fd{peer.pid_fd, POLLIN, 0};
     peer.process_dead = ::poll(&fd, 1, 0) > 0;
+  } else if (peer.pid > 0) {
+    peer.process_dead = process_start_ticks(peer.pid) != peer.pid_start_ticks;
   }
-  return peer.state.load() == PeerState::kClosed || peer.close_requested || fenced_without_peer(peer);
+  return peer.process_dead;
 }
 
 void Engine::drop_fenced(std::vector<std::shared_ptr<Peer>>& peers) {
@@ -106,7 +115,8 @@ void Engine::start_revoke(RevokeOperation& revoke) {
   std::memcpy(body + 8, &revoke.request, 8);
   const auto peers = peers_;
   for (const auto& peer : peers) {
-    if (peer->ended() || peer->state.load() == PeerState::kConnecting) continue;
+    // Also one that is being connected: its side may be up before ours. What we say waits for that.
+    if (peer->ended() || (peer->state.load() == PeerState::kConnecting && !peer->exposed)) continue;
     revoke.waiting_for.insert(peer->id);
     send_record(*peer, RecordType::kRevoke, body);
   }
@@ -183,7 +193,25 @@ void Engine::register_anew(RevokeOperation& revoke) {
 // Not while a transfer of ours is under way: its work requests name the old ones.
 void Engine::replace_registrations(RevokeOperation& revoke) {
   Region& region = *revoke.region;
-  if (region.users.load(std::memory_order_acquire) > 0) return;
+  if (region.users.load(std::memory_order_acquire) > 0) {
+    // Not for ever: a stopped peer may be at our sources, and nobody knows when it goes on.
+    if (now_ns() <= revoke.deadline_ns) return;
+    std::vector<std::shared_ptr<Peer>> busy;
+    for (const auto& peer : peers_) {
+      if (peer->ended() && std::any_of(peer->links.begin(), peer->links.end(),
+                                       [](const auto& link) { return !link->want_confirmation.empty(); })) {
+        busy.push_back(peer);
+      }
+    }
+    if (busy.empty()) return;
+    region.closed.store(true);
+    const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
+    std::erase(revokes_, keep);
+    auto unused = std::make_shared<std::vector<Registration>>(std::move(revoke.fresh));
+    setup_thread_.push([this, unused] { deregister_all(*unused); });
+    revoke.finish(State::kFailed, not_fenced(busy));
+    return;
+  }
   revoke.step = RevokeOperation::Step::kNics;
   const auto keep = std::static_pointer_cast<RevokeOperation>(revoke.shared_from_this());
   const bool renewed = !revoke.fresh.empty();

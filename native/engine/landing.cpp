@@ -18,44 +18,61 @@ void Engine::advance(Lane& lane) {
   if (lane.phase == Lane::Phase::kProving || lane.phase == Lane::Phase::kFinished) return;
   lane.phase = Lane::Phase::kProving;
   Peer& peer = *lane.peer;
-  const bool read = lane.transfer->kind == Transfer::Kind::kRead;
   lane.unproven = 1;  // held until every link has been looked at
   for (LaneLink& share : lane.links) {
     if (!share.used || share.landed) continue;
     PeerLink& link = *share.link;
-    if (read) {
-      share.landed = true;  // a read's bytes are here, or the NIC has given up on them
-    } else if (link.up) {
-      if (link.nic->info().completion_proves_landing || (share.last_proves && !lane.stopping)) {
+    const ShareFacts facts = facts_of(share);
+    if (lost_its_proof(facts) && !lane.stopping) lane_failed(lane, link.failure);
+    lane.may_still_land |= may_still_land(facts);
+    switch (end_of_share(facts)) {
+      case ShareEnd::kProven:
         share.landed = true;
-      } else {
+        break;
+      case ShareEnd::kFlush:
         ++lane.unproven;
         if (link.want_flush.empty()) link.flush_due = now_ns() + kLazyFlush;
         link.want_flush.push_back(&share);
         note_due(peer);
-      }
-    } else {
-      if (!lane.stopping && share.last_proves) {
-        share.landed = true;
-        continue;
-      }
-      if (!lane.stopping && !link.nic->info().completion_proves_landing) {
-        lane_failed(lane, link.failure);
-      }
-      if (!lane.stopping || link.remote_closed || !link.ever_up || peer.process_dead) {
-        share.landed = true;
-      } else if (peer.ended()) {
-        lane.may_still_land = true;
-      } else {
+        break;
+      case ShareEnd::kConfirm:
         ++lane.unproven;
         link.want_confirmation.push_back(&share);
-      }
+        break;
     }
   }
   for (LaneLink& share : lane.links) {
     if (share.link->up && !share.link->want_flush.empty()) maybe_flush(*share.link);
   }
   if (--lane.unproven == 0) landing_proven(lane);
+}
+
+ShareFacts Engine::facts_of(const LaneLink& share) {
+  const PeerLink& link = *share.link;
+  const NicInfo& nic = link.nic->info();
+  return {.read = share.lane->transfer->kind == Transfer::Kind::kRead,
+          .stopping = share.lane->stopping,
+          .last_proves = share.last_proves,
+          .taken_back = share.taken_back,
+          .completion_proves_landing = nic.completion_proves_landing,
+          .closing_quiets = nic.closing_quiets,
+          .up = link.up,
+          .ever_up = link.ever_up,
+          .remote_closed = link.remote_closed,
+          .confirmed = link.peer->confirmed,
+          .process_dead = link.peer->process_dead,
+          .peer_ended = link.peer->ended()};
+}
+
+// The peer has ended, and its word or the end of its process has come.
+void Engine::all_quiet(Peer& peer) {
+  const auto keep = peer.shared_from_this();
+  for (auto& link : peer.links) {
+    std::vector<LaneLink*> waiting;
+    waiting.swap(link->want_confirmation);
+    for (LaneLink* share : waiting) one_more_proven(*share);
+  }
+  next_tick_ = 0;
 }
 
 void Engine::maybe_flush(PeerLink& link) {
@@ -113,7 +130,7 @@ void Engine::landing_proven(Lane& lane) {
   }
   lane.source.emplace<TrailingSource>(std::exchange(lane.trailing_units, 0),
                                       static_cast<uint32_t>(lane.transfer->immediate_id));
-  for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = false;
+  for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = share.taken_back = false;
   make_ready(lane);
 }
 

@@ -1,5 +1,5 @@
 // How links and peers end: broken connections, silence, death of the process, and the timers behind all waits.
-#include <poll.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,18 +10,20 @@
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/process.h"
 
 namespace railwire {
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kLookEvery = 50 * kMillisecond;
+constexpr int64_t kLookAtNumber = 1'000 * kMillisecond;  // at processes of which we have no descriptor
+constexpr int64_t kPingAgain = 20 * kMillisecond;        // after the NIC had no room for one
 constexpr int64_t kDeathGrace = 50 * kMillisecond;       // what a dead process had sent is still taken in
 constexpr int64_t kSendErrorGrace = 300 * kMillisecond;  // of control messages, before they count as a broken link
 constexpr int64_t kSuspended = 1'000 * kMillisecond;     // a gap between ticks: it was we who were stopped
 constexpr int64_t kBreakGrace = 50 * kMillisecond;       // for the first WR of a broken link to say what broke it
 constexpr int kStallFactor = 4;                          // WRs that stand still this many liveness times break the link
-constexpr int kPingsPerLiveness = 5;
 
 }  // namespace
 
@@ -38,6 +40,7 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   const auto keep = peer.shared_from_this();
   const bool resumable = link.nic->info().resumable;
   link.up = false;
+  link.down_since = now_ns();
   link.reachable = resumable && !silent;
   link.link->close();
   const bool alone = !link.reachable && only_link(link);
@@ -54,7 +57,8 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   unflushed.insert(unflushed.end(), link.want_flush.begin(), link.want_flush.end());
   link.want_flush.clear();
   for (Lane* lane : peer.lanes) {
-    const LaneLink& share = lane->links[link.index];
+    if (lane->set != link.set) continue;
+    const LaneLink& share = lane->links[link.place];
     const bool unproven = std::any_of(unflushed.begin(), unflushed.end(), [&](auto* s) { return s->lane == lane; });
     if ((share.outstanding > 0 && !resume) || unproven) {
       hit.push_back(lane);
@@ -64,6 +68,7 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   if (!resume) {
     // What waited for links that broke before has nowhere to go any more.
     for (const auto& other : peer.links) {
+      if (other->set != link.set) continue;
       for (const Orphan& orphan : other->orphans) {
         if (!orphan.share) continue;
         hit.push_back(orphan.share->lane);
@@ -86,6 +91,33 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   }
   if (tell_peer) send_link_record(peer, link, RecordType::kLinkDown);
   orphans_due_ = true;
+  // Links of a kind that is not made anew: what waits for them would wait for ever.
+  if (!resumable && !another_is_up(link)) rails_down(peer, link.set);
+}
+
+// Nothing of the set is up, nor will be soon: what waits for it fails, and others go over another set.
+void Engine::rails_down(Peer& peer, uint32_t set) {
+  RailSet& rails = peer.sets[set];
+  rails.usable.store(false);
+  std::vector<std::shared_ptr<Operation>> alive;
+  std::vector<Lane*> waiting;
+  for (const auto* queue : {&rails.ready, &rails.ready_short})
+    waiting.insert(waiting.end(), queue->begin(), queue->end());
+  for (Lane* lane : waiting) alive.push_back(lane->transfer->shared_from_this());
+  const Failure why = peer.links[rails.first]->failure;
+  for (Lane* lane : waiting) stop_lane(*lane, why);
+}
+
+void Engine::look_at_rails(Peer& peer, int64_t now) {
+  for (uint32_t set = 0; set < peer.sets.size(); ++set) {
+    RailSet& rails = peer.sets[set];
+    const auto first = peer.links.begin() + rails.first;
+    if (std::any_of(first, first + rails.count, [](const auto& link) { return link->up; })) {
+      rails.last_up = now;
+    } else if (rails.any_ready() && now - rails.last_up > options_.liveness_ns) {
+      rails_down(peer, set);
+    }
+  }
 }
 
 // Whoever finds a link broken only knows that. The WRs that come back know why: the first of them is the reason that
@@ -142,8 +174,13 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
     link->stash.clear();
     link->orphans.clear();
     for (LaneLink* share : waiting) {
-      if (!link->remote_closed && !peer.process_dead && state == PeerState::kLost) share->lane->may_still_land = true;
-      one_more_proven(*share);
+      const ShareFacts facts = facts_of(*share);
+      share->lane->may_still_land |= may_still_land(facts) && state == PeerState::kLost;
+      if (end_of_share(facts) == ShareEnd::kConfirm) {
+        link->want_confirmation.push_back(share);  // until its process has ended, or it has said that it is gone
+      } else {
+        one_more_proven(*share);
+      }
     }
   }
   settle_doubts(peer, now_ns());
@@ -159,7 +196,7 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.partial_message = {};
   const bool fenced = fenced_by_now(peer);
   drop_fenced(unfenced_);  // each holds the descriptor of a process
-  if (!fenced && was_connected) unfenced_.push_back(keep);
+  if (!fenced) unfenced_.push_back(keep);
   revoke_peer_gone(peer, fenced);
   for (auto& closer : peer.closers) {
     if (fenced) {
@@ -174,6 +211,8 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   }
   peer.closers.clear();
   events().push({Event::kPeerLost, options_.event_tag, peer.id, {}});
+  // Its side may be up already, and is not to wait for us.
+  if (!was_connected && peer.exposed && !peer.in_setup) say_gone(peer, *peer.links.front());
   next_tick_ = 0;  // its links are released there
 }
 
@@ -202,7 +241,7 @@ void Engine::release_links(Peer& peer) {
     }
   });
   // Lost without a fence: only the end of its process will be one, so that is kept in sight.
-  if (fenced_without_peer(peer) || peer.state.load() == PeerState::kClosed) peer.forget_process();
+  if (fenced_by_now(peer)) peer.forget_process();
   auto entry = by_connection_.find(peer.connection);
   if (entry != by_connection_.end()) {
     entry->second[peer.initiator] = nullptr;
@@ -214,40 +253,83 @@ void Engine::release_links(Peer& peer) {
 // A driver that sleeps is woken by the death of a peer's process; one that never sleeps has to look.
 void Engine::look_at_processes(int64_t now) {
   next_look_ = now + kLookEvery;
-  for (const auto& peer : peers_) {
-    if (peer->pid_fd < 0 || peer->death_seen) continue;
-    pollfd fd{peer->pid_fd, POLLIN, 0};
-    if (::poll(&fd, 1, 0) > 0) {
-      peer->death_seen = now;
-      next_tick_ = std::min(next_tick_, now + kDeathGrace);
+  epoll_event ended[16];
+  for (int count; (count = epoll_wait(processes_, ended, std::size(ended), 0)) > 0;) {
+    for (int i = 0; i < count; ++i) {
+      const int fd = ended[i].data.fd;
+      epoll_ctl(processes_, EPOLL_CTL_DEL, fd, nullptr);
+      for (const auto& peer : peers_) {
+        if (peer->pid_fd != fd) continue;
+        peer->death_seen = now;
+        next_tick_ = std::min(next_tick_, now + kDeathGrace);
+      }
     }
   }
 }
 
-void Engine::watch_process(Peer& peer, int64_t now) {
-  if (peer.death_seen && now - peer.death_seen > kDeathGrace) {
-    peer.process_dead = true;
-    peer_ended(peer, PeerState::kLost,
-               {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: its process has ended"});
+// What a dead process had sent is taken in first.
+bool Engine::process_has_died(Peer& peer, int64_t now) {
+  if (peer.pid > 0 && peer.pid_fd < 0 && !peer.death_seen && now - peer.process_looked > kLookAtNumber) {
+    peer.process_looked = now;
+    if (process_start_ticks(peer.pid) != peer.pid_start_ticks) peer.death_seen = now;
   }
+  if (!peer.death_seen || now - peer.death_seen <= kDeathGrace) return false;
+  peer.process_dead = true;
+  peer_ended(peer, PeerState::kLost,
+             {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: its process has ended"});
+  return true;
+}
+
+// A peer that has ended, and may still be at our sources: its word is asked for, and its process looked at.
+void Engine::tick_ended(Peer& peer, int64_t now) {
+  const bool waiting = std::any_of(peer.links.begin(), peer.links.end(),
+                                   [](const auto& link) { return !link->want_confirmation.empty(); });
+  if (waiting && (peer.confirmed || process_over(peer))) {
+    all_quiet(peer);
+  } else if (waiting && now - peer.last_gone > options_.liveness_ns / kPingsPerLiveness) {
+    peer.last_gone = now;
+    for (const auto& link : peer.links) say_gone(peer, *link);
+  }
+  release_links(peer);
+}
+
+// A peer that is heard, and does nothing of what it is asked: without an end to that, what waits for it would wait for
+// ever.
+void Engine::stands_still(Peer& peer, int64_t now) {
+  const int64_t limit = kStallFactor * options_.liveness_ns;
+  std::string what;
+  if (!peer.unacked.empty() && peer.unacked.front().first_ns && now - peer.unacked.front().first_ns > limit) {
+    what = "acknowledges nothing";
+  }
+  for (const auto& link : peer.links) {
+    const bool waiting = !link->up && (!link->want_confirmation.empty() || (link->resuming && !link->remote_closed));
+    if (waiting && now - link->down_since > limit) what = "does not confirm the end of " + link_name(*link);
+  }
+  if (what.empty()) return;
+  peer_ended(peer, PeerState::kLost,
+             {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: it answers, but " + what});
 }
 
 void Engine::tick_peer(Peer& peer, int64_t now) {
   if (peer.state.load() == PeerState::kConnecting) return;
   if (peer.ended()) {
-    release_links(peer);
+    tick_ended(peer, now);
     return;
   }
-  watch_process(peer, now);
+  if (process_has_died(peer, now)) return;
   const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
   for (size_t i = 0; i < peer.links.size() && !peer.ended(); ++i) {
     PeerLink& link = *peer.links[i];
     if (!link.reachable && !link.nic->info().resumable) continue;
     // Also over a pair that is silent: it may be heard again, and then gets a new link.
     if (now - link.last_ping >= ping_every) {
-      link.last_ping = now;
-      send_simple(peer, link, FrameType::kPing, static_cast<uint64_t>(now));
+      if (send_simple(peer, link, FrameType::kPing, static_cast<uint64_t>(now))) {
+        link.last_ping = now;
+      } else {
+        link.last_ping = std::max(link.last_ping, now - ping_every + kPingAgain);  // the NIC has no room
+      }
     }
+    next_ping_ = std::min(next_ping_, link.last_ping + ping_every);
     if (!link.reachable) continue;
     char seconds[32];
     if (now - link.last_heard > options_.liveness_ns) {
@@ -281,6 +363,8 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
                 true);
     }
   }
+  if (!peer.ended()) look_at_rails(peer, now);
+  if (!peer.ended()) stands_still(peer, now);
   if (peer.ended()) return;
   if (std::any_of(peer.links.begin(), peer.links.end(), [](const auto& link) { return link->up; })) {
     peer.last_up = now;
@@ -302,16 +386,20 @@ void Engine::tick(int64_t now) {
     // This process was stopped, or its machine slept: silence meanwhile was ours, not the peers'.
     for (auto& peer : peers_) {
       peer->last_up += now - last_tick_;
+      for (RailSet& rails : peer->sets) rails.last_up += now - last_tick_;
+      for (auto& record : peer->unacked) record.first_ns += record.first_ns ? now - last_tick_ : 0;
       for (auto& link : peer->links) {
         link->last_heard = std::min(link->last_heard + now - last_tick_, now);  // it may have been heard since
         link->last_progress = 0;
+        link->down_since += now - last_tick_;
       }
       for (Lane* lane : peer->doubts) lane->doubt_until += now - last_tick_;
     }
   }
   last_tick_ = now;
   if (questions_due_) ask_questions();
-  int64_t next = now + options_.liveness_ns / kPingsPerLiveness;
+  next_ping_ = now + options_.liveness_ns / kPingsPerLiveness;
+  int64_t next = next_ping_;
   const auto copy = peers_;
   for (const auto& peer : copy) {
     tick_peer(*peer, now);
@@ -327,7 +415,7 @@ void Engine::tick(int64_t now) {
   const auto revokes = revokes_;
   for (const auto& revoke : revokes) finish_revoke(*revoke);
   if (!revokes_.empty()) next = std::min(next, now + 5 * kMillisecond);
-  next = std::min(next, counters_.expire(now));
+  next = std::min({next, next_ping_, counters_.expire(now)});
   next_tick_ = std::max(next, now + kMillisecond);
 }
 

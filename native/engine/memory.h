@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,7 @@ class Region : public std::enable_shared_from_this<Region> {
   const uint64_t owner;                     // token of the Python object that keeps the memory alive
   uint64_t id = 0;                          // as peers know it; a new one after each revoke()
   std::vector<Registration> registrations;  // by NIC index
+  uint64_t nics = 0;                        // a bit for each NIC that takes it; the same ones for ever
   std::atomic<bool> closed{false};
   std::atomic<uint32_t> users{0};  // requests in flight that read or fill it locally
   // Peers that a revoke could not keep out; the driver's.
@@ -65,7 +67,9 @@ struct RemoteAccess {
   };
   std::shared_ptr<const Peer> peer;  // null in tests of what needs none
   uint64_t region_id = 0;
-  std::vector<Key> keys;                                        // by the peer's link index
+  uint64_t sets = 1;      // of rails: a bit for each over which it can be reached
+  std::string unreached;  // why the others are not
+  std::vector<Key> keys;  // by the peer's link index; of the others, nothing that means anything
   std::vector<std::shared_ptr<const ImportedMemory>> imported;  // what must be released in the end
 };
 

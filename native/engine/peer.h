@@ -40,9 +40,33 @@ struct Orphan {
   LaneLink* share = nullptr;  // null: its lane does not want it any more; the place in the order still counts
 };
 
+// The links between NICs of one kind. A transfer goes over one set, and waits in its queues.
+struct RailSet {
+  std::string kind;
+  uint32_t first = 0, count = 0;  // its links, in Peer::links
+  uint64_t local_nics = 0;        // a bit for each
+  SplitLimits limits;
+  std::atomic<bool> usable{true};  // false: nothing is up, nor is likely to be soon
+  int64_t last_up = 0;             // when a link of it was up
+
+  // Lanes that may be posted now: bulk in order, so that the first is done first; short ones beside it.
+  std::deque<Lane*> ready;
+  std::deque<Lane*> ready_short;
+  bool short_turn = false;  // the two take turns
+  size_t next_link = 0;     // whose turn it is to be served first
+  bool any_ready() const { return !ready.empty() || !ready_short.empty(); }
+  std::deque<Lane*>& next_queue() {
+    if (ready.empty() || ready_short.empty()) return ready.empty() ? ready_short : ready;
+    short_turn = !short_turn;
+    return short_turn ? ready_short : ready;
+  }
+  std::deque<Lane*>& queue_of(const Lane& lane) { return lane.is_short ? ready_short : ready; }
+};
+
 struct PeerLink : WrContext {
   Peer* peer = nullptr;
-  uint32_t index = 0;
+  uint32_t index = 0;           // in the peer's links
+  uint32_t set = 0, place = 0;  // its set, and which link of it this is
   Nic* nic = nullptr;
   uint64_t control = 0;  // handle of the remote NIC's control endpoint
   std::vector<std::byte> control_address;
@@ -61,7 +85,8 @@ struct PeerLink : WrContext {
   std::vector<WorkRequest> stash;  // filled, but the link was full
   std::vector<LaneLink*> want_flush;
   std::vector<LaneLink*> in_flush;
-  std::vector<LaneLink*> want_confirmation;  // link broken: the peer's word is awaited
+  std::vector<LaneLink*> want_confirmation;  // link broken: the peer's word, or its end, is awaited
+  int64_t down_since = 0;
   bool flushing = false;
   int64_t flush_due = 0;     // when want_flush is flushed even if nobody waits for it
   int64_t broken_since = 0;  // seen to have broken, which a WR will soon tell more of; 0: not
@@ -128,33 +153,32 @@ class Peer : public std::enable_shared_from_this<Peer> {
   bool connected() const { return state.load(std::memory_order_relaxed) == PeerState::kConnected; }
   bool ended() const { return state.load(std::memory_order_relaxed) >= PeerState::kClosed; }
 
-  std::vector<std::unique_ptr<PeerLink>> links;
-  SplitLimits limits;
-  size_t next_link = 0;  // whose turn it is to be served first
+  std::vector<std::unique_ptr<PeerLink>> links;  // set by set
+  std::deque<RailSet> sets;                      // best first
+  RailSet& rails(const Lane& lane) { return sets[lane.set]; }
+  const SplitLimits& limits() const { return sets.front().limits; }  // of the best set
+  int64_t pid = 0;  // of its process, if that is one of this host that we can see; 0: not
+  uint64_t pid_start_ticks = 0;
   int pid_fd = -1;
-  int64_t death_seen = 0;  // when the pid_fd told of the process' end; 0: alive as far as we know
+  int64_t process_looked = 0;  // for it by its number, where there is no descriptor
+  int64_t death_seen = 0;      // when the pid_fd told of the process' end; 0: alive as far as we know
   bool process_dead = false;
   bool all_links_fence = true;  // closing our halves is a fence
+  bool exposed = false;         // it was given our halves: it may write, even if we are not connected yet
+  bool confirmed = false;       // it has said that its halves are closed: nothing of it is under way any more
+  int64_t last_gone = 0;        // when we told it last that we have given it up
   Failure end_reason;           // valid once ended; read under the driver's lock
 
-  // Lanes that may be posted now: bulk in order, so that the first is done first; short ones beside it. And all
-  // unfinished ones.
-  std::deque<Lane*> ready;
-  std::deque<Lane*> ready_short;
-  bool short_turn = false;  // the two take turns
-  bool any_ready() const { return !ready.empty() || !ready_short.empty(); }
+  bool any_ready() const {
+    return std::any_of(sets.begin(), sets.end(), [](const RailSet& rails) { return rails.any_ready(); });
+  }
   bool due = false;  // may have something to post, to flush or to acknowledge: Engine::note_due()
   bool anything_due() const {
     return any_ready() || ack_due || std::any_of(links.begin(), links.end(), [](const auto& link) {
              return !link->stash.empty() || !link->want_flush.empty();
            });
   }
-  std::deque<Lane*>& next_queue() {
-    if (ready.empty() || ready_short.empty()) return ready.empty() ? ready_short : ready;
-    short_turn = !short_turn;
-    return short_turn ? ready_short : ready;
-  }
-  Members<Lane*> lanes;
+  Members<Lane*> lanes;       // all that are not finished
   std::vector<Lane*> doubts;  // finished by a refusal, of which it is not known whether the peer means it
   int64_t last_up = 0;        // when a link was up
 
@@ -165,7 +189,8 @@ class Peer : public std::enable_shared_from_this<Peer> {
     int64_t sent_ns = 0;  // 0: not yet
     uint32_t tries = 0;
     std::shared_ptr<SendOperation> operation;
-    bool answer = false;  // to something that the peer has said
+    bool answer = false;   // to something that the peer has said
+    int64_t first_ns = 0;  // when it was sent first
   };
   std::deque<Unacked> unacked;
   size_t answers_unacked = 0;

@@ -43,8 +43,9 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
   transfer.lanes_left = transfer.lanes.size() + 1;
   for (Lane& lane : transfer.lanes) {
     Peer& peer = *lane.peer;
-    lane.links.resize(peer.links.size());
-    size_t index = 0;
+    const RailSet& rails = peer.rails(lane);
+    lane.links.resize(rails.count);
+    size_t index = rails.first;
     for (LaneLink& share : lane.links) {
       share.wr_kind = WrContext::kLane;
       share.lane = &lane;
@@ -98,21 +99,23 @@ void Engine::make_ready(Lane& lane) {
   lane.in_ready_list = true;
   touched_.push_back(lane.peer.get());
   note_due(*lane.peer);
-  (lane.is_short ? lane.peer->ready_short : lane.peer->ready).push_back(&lane);
+  lane.peer->rails(lane).queue_of(lane).push_back(&lane);
 }
 
 bool Engine::pump(Peer& peer, uint64_t byte_budget) {
   bool any = false;
-  const size_t count = peer.links.size();
-  const size_t first = count > 1 ? peer.next_link++ % count : 0;
-  for (size_t i = 0; i < count; ++i) {
-    PeerLink& link = *peer.links[(first + i) % count];
-    if (!link.up) continue;
-    if (!link.want_flush.empty() && !link.flushing) maybe_flush(link);
-    if (!link.up) continue;  // the flush has found it broken
-    if (!peer.any_ready() && link.stash.empty()) continue;
-    uint64_t budget = byte_budget;
-    any |= pump_link(peer, link, budget);
+  for (RailSet& rails : peer.sets) {
+    const size_t count = rails.count;
+    const size_t first = count > 1 ? rails.next_link++ % count : 0;
+    for (size_t i = 0; i < count; ++i) {
+      PeerLink& link = *peer.links[rails.first + (first + i) % count];
+      if (!link.up) continue;
+      if (!link.want_flush.empty() && !link.flushing) maybe_flush(link);
+      if (!link.up) continue;  // the flush has found it broken
+      if (!rails.any_ready() && link.stash.empty()) continue;
+      uint64_t budget = byte_budget;
+      any |= pump_link(rails, link, budget);
+    }
   }
   return any;
 }
@@ -133,9 +136,9 @@ void Engine::count_posted(PeerLink& link, std::span<const WorkRequest> taken, ui
 
 // Posts at most so many WRs of the lane and returns how many the link took; the rest of them wait in its stash.
 size_t Engine::post_some(PeerLink& link, Lane& lane, size_t most, uint64_t& byte_budget) {
-  const bool alone = link.peer->links.size() == 1;
+  const bool alone = link.peer->sets[link.set].count == 1;
   const NicInfo& nic = link.nic->info();
-  LaneLink& share = lane.links[link.index];
+  LaneLink& share = lane.links[link.place];
   const size_t filled = lane.source->fill(link.ends, &share, {batch_.data(), most});
   share.outstanding += static_cast<uint32_t>(filled);
   lane.outstanding += static_cast<uint32_t>(filled);
@@ -179,8 +182,9 @@ void Engine::look_for_break(PeerLink& link) {
 // A short lane that finds nothing before it goes out at once, without the queues. If so, after_posting() must follow.
 bool Engine::post_at_once(Lane& lane) {
   Peer& peer = *lane.peer;
-  if (!lane.is_short || peer.links.size() != 1 || !peer.connected() || peer.any_ready()) return false;
-  PeerLink& link = *peer.links[0];
+  const RailSet& rails = peer.rails(lane);
+  if (!lane.is_short || rails.count != 1 || !peer.connected() || rails.any_ready()) return false;
+  PeerLink& link = *peer.links[rails.first];
   if (!link.up || !link.stash.empty() || touches_revoked(lane) || lane.source->exhausted()) return false;
   const size_t depth = link.nic->info().link_depth, outstanding = link.link->outstanding();
   if (outstanding >= depth) return false;
@@ -190,7 +194,7 @@ bool Engine::post_at_once(Lane& lane) {
 }
 
 void Engine::after_posting(Lane& lane) {
-  PeerLink& link = *lane.peer->links[0];
+  PeerLink& link = *lane.links[0].link;
   if (!lane.source->exhausted()) {
     make_ready(lane);
   } else {
@@ -200,7 +204,7 @@ void Engine::after_posting(Lane& lane) {
 }
 
 // Posts to one link until it is full, nothing is ready, or the budget is spent.
-bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
+bool Engine::pump_link(RailSet& rails, PeerLink& link, uint64_t& byte_budget) {
   bool any = false;
   if (!link.stash.empty()) {
     const size_t taken = link.link->post(link.stash);
@@ -213,13 +217,13 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
     any = true;
   }
   const size_t depth = link.nic->info().link_depth;
-  while (peer.any_ready() && byte_budget > 0) {
+  while (rails.any_ready() && byte_budget > 0) {
     const size_t outstanding = link.link->outstanding();
     if (outstanding >= depth) break;
-    std::deque<Lane*>& queue = peer.next_queue();
+    std::deque<Lane*>& queue = rails.next_queue();
     Lane& lane = *queue.front();
     size_t most = std::min(kBatch, depth - outstanding);
-    if (peer.links.size() > 1) {
+    if (rails.count > 1) {
       // The links take turns, and a link that still has enough to do leaves the rest to faster ones.
       const uint64_t length = lane.source->next_length();
       const bool large = length >= kStripeBytes;
@@ -235,7 +239,7 @@ bool Engine::pump_link(Peer& peer, PeerLink& link, uint64_t& byte_budget) {
       look_for_break(link);
       break;
     }
-    if (peer.links.size() > 1) break;
+    if (rails.count > 1) break;
   }
   return any;
 }
@@ -297,6 +301,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
   if (completion.status != Status::kOk) {
     ++nic_stats_[nic].errors;
     ++lane.peer->stats.errors;
+    share.taken_back |= completion.status == Status::kFlushed || completion.status == Status::kUnreachable;
     if (completion.request && resendable(completion.status) && link.resuming) {
       ++share.outstanding;
       ++lane.outstanding;
@@ -340,7 +345,7 @@ void Engine::stop_lane(Lane& lane, Failure failure) {
   if (!lane.stopping) {
     lane_failed(lane, std::move(failure));
     if (lane.in_ready_list) {
-      std::erase(lane.is_short ? lane.peer->ready_short : lane.peer->ready, &lane);
+      std::erase(lane.peer->rails(lane).queue_of(lane), &lane);
       lane.in_ready_list = false;
     }
     drop_stash(lane);

@@ -13,6 +13,7 @@ constexpr size_t kRecordWindow = 256;  // records sent and not acknowledged; non
 // What an honest peer does not reach, and a liar not exceed.
 constexpr size_t kMostAnswers = 1 << 16;      // records that a peer made us send, and has not acknowledged
 constexpr size_t kMostRevokes = 1 << 16;      // of its, that wait for transfers of ours
+constexpr size_t kMostHandshakes = 4096;      // frames that Python has not looked at
 constexpr int64_t kFirstRetry = 100'000'000;  // ns; doubles up to
 constexpr int64_t kLongestRetry = 1'000'000'000;
 
@@ -43,7 +44,7 @@ bool Engine::send_frame(Peer& peer, PeerLink& path, std::span<const std::byte> f
   return path.nic->send(path.control, frame, reinterpret_cast<void*>(tag));
 }
 
-void Engine::send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value) {
+bool Engine::send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t value) {
   const auto frame = FrameWriter({.type = type,
                                   .to_initiator = !peer.initiator,
                                   .link = static_cast<uint16_t>(path.index),
@@ -51,7 +52,16 @@ void Engine::send_simple(Peer& peer, PeerLink& path, FrameType type, uint64_t va
                                   .ack = peer.taken})
                          .put(value)
                          .take();
-  if (send_frame(peer, path, frame)) peer.ack_due = false;
+  if (!send_frame(peer, path, frame)) return false;
+  peer.ack_due = false;
+  return true;
+}
+
+// "I do not know you any more, and my halves are closed": not before they are.
+void Engine::say_gone(Peer& peer, PeerLink& path) {
+  const bool closed = std::all_of(peer.links.begin(), peer.links.end(),
+                                  [](const auto& link) { return !link->link || link->link->closed(); });
+  if (closed) send_simple(peer, path, FrameType::kGone, 0);
 }
 
 void Engine::send_failed(uint64_t id, uint32_t index, int32_t, uint32_t nic) {
@@ -104,6 +114,7 @@ void Engine::send_due_records(Peer& peer, int64_t now) {
     peer.ack_due = false;
     peer.stats.retransmissions += record.tries > 0;
     record.sent_ns = now ? now : now_ns();
+    if (record.tries == 0) record.first_ns = record.sent_ns;
     ++record.tries;
   }
   if (peer.ack_due) {
@@ -133,9 +144,11 @@ void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
     return;
   }
   if (frame->header.type == FrameType::kHandshake) {
+    // Beyond that many they are lost, as any message may be: whoever shakes hands asks again.
     if (options_.handshakes) {
-      options_.handshakes->push({Event::kHandshake, options_.event_tag, nic,
-                                 std::vector<std::byte>(frame->payload.begin(), frame->payload.end())});
+      options_.handshakes->push_if_room({Event::kHandshake, options_.event_tag, nic,
+                                         std::vector<std::byte>(frame->payload.begin(), frame->payload.end())},
+                                        kMostHandshakes);
     }
     return;
   }
@@ -147,9 +160,16 @@ void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
   }
   const auto peer = found->shared_from_this();
   if (peer->ended()) {
-    // It has not noticed the end yet. Tell it, so that it need not wait for its liveness time.
+    // It has not noticed the end yet: tell it, so that it need not wait for its liveness time. Or it has, and says so:
+    // then nothing of it is under way any more, and it is told the same of us, once.
     PeerLink& path = *peer->links[frame->header.link];
-    if (frame->header.type != FrameType::kGone && path.link) send_simple(*peer, path, FrameType::kGone, 0);
+    const bool gone = frame->header.type == FrameType::kGone;
+    if (gone && peer->confirmed) return;
+    say_gone(*peer, path);
+    if (gone) {
+      peer->confirmed = true;
+      all_quiet(*peer);
+    }
     return;
   }
   // Whatever NIC it came by proves that this pair works in that direction.
@@ -174,10 +194,12 @@ void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
       break;
     case FrameType::kGone:
       if (peer->state.load() == PeerState::kConnecting) break;
+      peer->confirmed = true;
       peer_ended(
           *peer, peer->close_sent ? PeerState::kClosed : PeerState::kLost,
           {Reason::kPeerLost, peer->id, "",
            "peer " + peer->name + " is lost: it does not know this connection any more (closed, or it gave us up)"});
+      say_gone(*peer, *peer->links[frame->header.link]);
       break;
     default:
       break;
@@ -193,13 +215,18 @@ void Engine::record_arrived(Peer& peer, std::span<const std::byte> payload) {
   peer.ack_due = true;
   note_due(peer);
   if (record->sequence <= peer.taken) return;  // a repetition
-  if (record->sequence != peer.taken + 1) {
+  // The other side may be up a moment before us: nobody is told of what it says before he is told of it.
+  if (record->sequence != peer.taken + 1 || peer.state.load() == PeerState::kConnecting) {
     if (record->sequence - peer.taken <= kRecordWindow) {
       peer.early.try_emplace(record->sequence, payload.begin(), payload.end());
     }
     return;
   }
   take_record(peer, payload);
+  take_early_records(peer);
+}
+
+void Engine::take_early_records(Peer& peer) {
   while (!peer.ended() && !peer.early.empty() && peer.early.begin()->first <= peer.taken + 1) {
     const auto next = peer.early.extract(peer.early.begin());
     if (next.key() == peer.taken + 1) take_record(peer, next.mapped());
@@ -290,6 +317,7 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
       break;
     case RecordType::kClosed:
       if (peer.close_sent) {
+        peer.confirmed = true;
         // The last word to this peer: without it, it would wonder for a while.
         if (PeerLink* path = control_path(peer, 0)) send_simple(peer, *path, FrameType::kAck, 0);
         peer_ended(peer, PeerState::kClosed, {Reason::kClosed, peer.id, "", "peer " + peer.name + " was closed by us"});

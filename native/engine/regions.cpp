@@ -59,6 +59,7 @@ std::shared_ptr<Region> Engine::register_memory(MemorySpec memory, uint64_t owne
   }
   // On failure ~Region hands back what has been registered so far.
   register_all(memory, region->registrations);
+  for (size_t i = 0; i < nics_.size(); ++i) region->nics |= uint64_t{!region->registrations[i].blob.empty()} << i;
   return region;
 }
 
@@ -153,21 +154,54 @@ std::shared_ptr<const RemoteAccess> Engine::reach(const std::shared_ptr<Peer>& p
   auto access = std::make_shared<RemoteAccess>();
   access->peer = peer;
   access->region_id = keys.region_id;
-  for (const auto& link : peer->links) {
-    const uint32_t remote = link->ends.remote_nic;
-    if (remote >= keys.blobs.size() || keys.blobs[remote].empty()) {
-      throw BadKeys("the descriptor has no key for NIC " + std::to_string(remote) + " of peer " + peer->name +
-                    ": is it a descriptor of another engine?");
+  access->sets = 0;
+  access->keys.resize(peer->links.size());
+  for (size_t set = 0; set < peer->sets.size(); ++set) {
+    const RailSet& rails = peer->sets[set];
+    std::string why;
+    for (size_t i = rails.first; i < rails.first + rails.count && why.empty(); ++i) {
+      const LinkEnds& ends = peer->links[i]->ends;
+      if (ends.remote_nic >= keys.blobs.size()) {
+        throw BadKeys("the descriptor has no key for NIC " + std::to_string(ends.remote_nic) + " of peer " +
+                      peer->name + ": is it a descriptor of another engine?");
+      }
+      const auto& blob = keys.blobs[ends.remote_nic];
+      if (blob.empty()) {
+        why = "it is not registered with NIC " + std::to_string(ends.remote_nic) + " (" + rails.kind + ") there";
+        break;
+      }
+      try {
+        access->keys[i] = import_blob(ends.local_nic, blob, access->imported);
+      } catch (const NicError& error) {
+        why = error.what();
+      }
     }
-    try {
-      access->keys.push_back(import_blob(link->ends.local_nic, keys.blobs[remote], access->imported));
-    } catch (const NicError& error) {
-      throw BadKeys("memory of peer " + peer->name + " cannot be reached: " + error.what());
-    }
+    access->sets |= uint64_t{why.empty()} << set;
+    if (!why.empty()) access->unreached += (access->unreached.empty() ? "" : "; ") + why;
+  }
+  if (access->sets == 0) {
+    throw BadKeys("memory of peer " + peer->name + " cannot be reached: " + access->unreached);
   }
   std::lock_guard guard(keys.mutex_);
   keys.access_ = access;
   return access;
+}
+
+uint32_t Engine::choose_rails(const Peer& peer, const Region* region, const RemoteAccess* remote) const {
+  int fallback = -1;  // is down, but nothing else would do
+  for (uint32_t set = 0; set < peer.sets.size(); ++set) {
+    const RailSet& rails = peer.sets[set];
+    if (region && (region->nics & rails.local_nics) != rails.local_nics) continue;
+    if (remote && !(remote->sets >> set & 1)) continue;
+    if (rails.usable.load(std::memory_order_relaxed)) return set;
+    if (fallback < 0) fallback = static_cast<int>(set);
+  }
+  if (fallback >= 0) return static_cast<uint32_t>(fallback);
+  std::string kinds;
+  for (const RailSet& rails : peer.sets) kinds += (kinds.empty() ? "" : ", ") + rails.kind;
+  throw BadKeys("no kind of NIC between us and peer " + peer.name + " (" + kinds +
+                ") has both memories registered: our NICs refuse ours, or theirs theirs" +
+                (remote && !remote->unreached.empty() ? " (" + remote->unreached + ")" : ""));
 }
 
 }  // namespace railwire

@@ -85,6 +85,8 @@ struct LaneLink : WrContext {
   uint32_t outstanding = 0;  // WRs filled and not come back
   bool used = false;
   bool landed = false;
+  bool taken_back =
+      false;  // a WR came back because the link was closed or broke: the peer's process may still be at it
   bool last_proves = false;  // the last WR is a flush at the same time
 };
 
@@ -93,8 +95,9 @@ struct Lane {
 
   Transfer* transfer = nullptr;
   std::shared_ptr<Peer> peer;
+  uint32_t set = 0;  // of rails, in the peer's
   LaneSource source;
-  Few<LaneLink> links;                      // its shares, by the peer's link index
+  Few<LaneLink> links;                      // its shares, by the links' place in the set
   size_t place = Members<Lane*>::kNowhere;  // in the peer's lanes
   uint64_t trailing_units = 0;
   uint32_t outstanding = 0;
@@ -120,7 +123,7 @@ class Transfer final : public Operation {
 
   // Source: of what its WRs are to be made, from these arguments.
   template <class Source, class... Args>
-  void add_lane(std::shared_ptr<Peer> peer, Args&&... args) {
+  Lane& add_lane(std::shared_ptr<Peer> peer, Args&&... args) {
     Lane& lane = lanes.emplace_back();
     const Source& source = lane.source.emplace<Source>(std::forward<Args>(args)...);
     lane.transfer = this;
@@ -128,6 +131,7 @@ class Transfer final : public Operation {
     lane.trailing_units = source.trailing_units();
     lane.is_short = source.total_bytes() <= kShortBytes;
     bytes += source.total_bytes();
+    return lane;
   }
 
   const Kind kind;

@@ -223,10 +223,7 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
       deadline = std::min(deadline, now + nap);
     }
   }
-  const size_t first_process = fds.size();
-  for (const auto& peer : peers_) {
-    if (peer->pid_fd >= 0 && !peer->death_seen) fds.push_back({peer->pid_fd, POLLIN, 0});
-  }
+  fds.push_back({processes_, POLLIN, 0});
   if (!armed) deadline = std::min(deadline, now + kShortNap);
   asleep_until_ = std::min(asleep_until_, deadline);
   if (worker) {
@@ -254,9 +251,7 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
   if (fds[0].revents) bell.clear();
   // Closing the engine while we slept has taken the NICs away.
   for (size_t i = 0; i < std::min(armed_nics, nics_.size()); ++i) nics_[i]->disarm();
-  for (size_t i = first_process; i < fds.size(); ++i) {
-    if (fds[i].revents) next_look_ = 0;  // a peer's process has ended
-  }
+  if (fds.back().revents) next_look_ = 0;  // a peer's process has ended
   return std::any_of(fds.begin(), fds.end(), [](const pollfd& fd) { return fd.revents != 0; });
 }
 

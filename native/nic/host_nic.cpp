@@ -71,6 +71,7 @@ HostNic::HostNic(const std::map<std::string, std::string>& options)
   info_.kind = "shm";
   info_.provider = "railwire shm " + std::to_string(kHostVersion);
   info_.same_host_only = true;
+  info_.takes_all_memory = false;
   info_.completion_proves_landing = true;
   info_.closing_fences = false;  // the writer copies by itself
   info_.closing_quiets = true;

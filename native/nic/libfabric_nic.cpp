@@ -237,6 +237,7 @@ void LibfabricNic::fill_info() {
   // shm's peers write into our memory by themselves. Where links share an endpoint, closing one closes nothing.
   info_.closing_fences = spec_.kind == "tcp";
   info_.closing_quiets = spec_.kind != "shm";
+  info_.takes_all_memory = (fi_->caps & FI_HMEM) != 0;
   info_.max_write_bytes = std::min<uint64_t>(fi_->ep_attr->max_msg_size, kLongestWrite);
   const uint32_t depth = spec_.link_depth ? spec_.link_depth : kDefaultDepth;
   info_.link_depth = std::min<uint32_t>(depth, static_cast<uint32_t>(link_fi_->tx_attr->size));

@@ -59,7 +59,9 @@ struct NicInfo {
   uint32_t link_depth = 0;         // WRs a link may have outstanding
   uint32_t max_message_bytes = 0;  // the longest control message
   double link_gbps = 0;            // 0: unknown
-  uint32_t links_per_pair = 1;     // links that are made between two NICs; each has its own order and its own counts
+  // Takes any memory of this machine. Where false, refuses() is asked, and peers are reached over another kind, too.
+  bool takes_all_memory = true;
+  uint32_t links_per_pair = 1;  // links that are made between two NICs; each has its own order and its own counts
 };
 
 // What must be known to register memory. `dmabuf_fd` >= 0: device memory, described by a dma-buf. `shared_fd` >= 0:

@@ -118,6 +118,7 @@ void SimulatedFabric::land(Event& event) {
   const auto initiator = half(event.half);
   const auto target = half(event.target_half);
   if (initiator && initiator->unlanded > 0 && event.kind == Event::kLand) --initiator->unlanded;
+  if (event.source) event.payload.assign(event.source, event.source + event.length);
   Status status = event.status;
   if (!target || !target->open || target->broken || target->endpoint->dead) {
     ++audit_.refused_after_close;

@@ -180,7 +180,7 @@ void SimulatedFabric::close_half(SimulatedHalf& closed) {
   for (auto it = events_.begin(); it != events_.end();) {
     const Event& event = it->second;
     const bool ours = event.half == closed.id && (event.kind == Event::kLand || event.kind == Event::kFlush);
-    if (ours && (event.kind == Event::kFlush || random_() % 2)) {
+    if (ours && (event.kind == Event::kFlush || (settings_.closing_quiets && random_() % 2))) {
       ++audit_.dropped_in_flight;
       it = events_.erase(it);
     } else {
@@ -281,7 +281,11 @@ void SimulatedFabric::post(SimulatedHalf& from, const WorkRequest& wr) {
   event.partial = event.status != Status::kOk;
   if (event.kind == Event::kLand || event.kind == Event::kFlush) {
     const auto* bytes = static_cast<const std::byte*>(wr.local);
-    if (wr.length) event.payload.assign(bytes, bytes + wr.length);
+    if (settings_.closing_quiets || event.partial) {
+      if (wr.length) event.payload.assign(bytes, bytes + wr.length);
+    } else {
+      event.source = bytes;  // read when it lands, by the peer
+    }
   }
   event.completes = event.kind == Event::kFlush || settings_.completion_proves_landing || event.partial;
   if (event.kind == Event::kLand) ++from.unlanded;

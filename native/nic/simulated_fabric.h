@@ -33,10 +33,13 @@ struct SimulatedSettings {
   double message_loss_rate = 0;           // of control messages: an error completion instead of delivery
   bool completion_proves_landing = true;  // false: a WR completes when handed over, and lands later
   bool closing_fences = true;
-  bool closing_quiets = true;
-  bool resumable = false;  // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
-                           // any error breaks it, and both halves count; not with `reorder`
-  bool discard = false;    // WRs complete at once and go nowhere: a NIC of unlimited speed
+  bool closing_quiets = true;  // false: what is under way is copied out of the source when it lands, closed or not
+  bool resumable = false;      // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
+                               // any error breaks it, and both halves count; not with `reorder`
+  std::string kind = "sim";    // of its NICs
+  uint64_t refuse_above = 0;   // bytes: longer memory is refused; 0: none is
+  uint32_t links_per_pair = 1;
+  bool discard = false;  // WRs complete at once and go nowhere: a NIC of unlimited speed
   uint64_t max_write_bytes = uint64_t{1} << 40;
   uint32_t link_depth = 256;
   uint32_t max_message_bytes = 64 * 1024;
@@ -157,6 +160,7 @@ class SimulatedFabric {
     Status status = Status::kOk;
     SimulatedEndpoint::Arrival arrival = {};
     std::vector<std::byte> payload = {};
+    const std::byte* source = nullptr;  // instead of a payload: the writer's memory, which the peer copies from
   };
   // simulated_events.cpp
   void schedule(Event event, int64_t* after = nullptr);

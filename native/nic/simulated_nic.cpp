@@ -28,7 +28,10 @@ SimulatedNic::SimulatedNic(std::string spec, std::shared_ptr<SimulatedFabric> fa
     : fabric_(std::move(fabric)), endpoint_(fabric_->attach(name)) {
   const SimulatedSettings settings = fabric_->settings();
   info_.name = std::move(spec);
-  info_.kind = "sim";
+  info_.kind = settings.kind;
+  info_.takes_all_memory = settings.refuse_above == 0;
+  info_.links_per_pair = settings.links_per_pair;
+  refuse_above_ = settings.refuse_above;
   info_.provider = "simulated";
   info_.same_host_only = true;
   info_.completion_proves_landing = settings.completion_proves_landing;
@@ -68,7 +71,9 @@ bool SimulatedNic::send(uint64_t peer, std::span<const std::byte> message, void*
 }
 
 std::string SimulatedNic::refuses(const MemorySpec& memory) const {
-  return memory.device >= 0 ? info_.name + " cannot reach GPU memory" : std::string();
+  if (memory.device >= 0) return info_.name + " cannot reach GPU memory";
+  if (refuse_above_ == 0 || memory.length <= refuse_above_) return {};
+  return info_.name + " takes memory of at most " + std::to_string(refuse_above_) + " bytes";
 }
 
 Registration SimulatedNic::register_memory(const MemorySpec& memory) {

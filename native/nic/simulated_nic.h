@@ -43,6 +43,7 @@ class SimulatedNic final : public Nic {
   const std::shared_ptr<SimulatedFabric> fabric_;
   std::shared_ptr<SimulatedEndpoint> endpoint_;
   NicInfo info_;
+  uint64_t refuse_above_ = 0;
   std::mutex peers_mutex_;
   std::unordered_map<uint64_t, std::string> peers_;
   uint64_t next_peer_ = 1;

@@ -58,6 +58,9 @@ nb::dict nic_info(const NicInfo& info) {
   d["same_host_only"] = info.same_host_only;
   d["completion_proves_landing"] = info.completion_proves_landing;
   d["closing_fences"] = info.closing_fences;
+  d["closing_quiets"] = info.closing_quiets;
+  d["takes_all_memory"] = info.takes_all_memory;
+  d["links_per_pair"] = info.links_per_pair;
   d["max_write_bytes"] = info.max_write_bytes;
   d["link_depth"] = info.link_depth;
   d["max_message_bytes"] = info.max_message_bytes;
@@ -113,6 +116,7 @@ nb::dict stats(EngineHandle& self) {
   out["sleeps"] = s.sleeps;
   out["inline_drives"] = s.inline_drives;
   out["regions"] = s.regions;
+  out["control_addresses"] = s.control_addresses;
   out["post_latency_ns"] = s.post_latency_ns;
   return out;
 }
@@ -243,6 +247,13 @@ void bind_engine(nb::module_& m) {
           },
           "peer"_a, "remote"_a, "pid"_a, "pid_start_ticks"_a)
       .def(
+          "watch_process",
+          [](EngineHandle& self, Peer& peer, int64_t pid, uint64_t pid_start_ticks) {
+            nb::gil_scoped_release release;
+            self.engine->watch_process(peer, pid, pid_start_ticks);
+          },
+          "peer"_a, "pid"_a, "pid_start_ticks"_a, "The peer is this process of this host: its end is the peer's.")
+      .def(
           "abandon_peer",
           [](EngineHandle& self, Peer& peer, const std::string& why) {
             nb::gil_scoped_release release;
@@ -258,6 +269,18 @@ void bind_engine(nb::module_& m) {
             return self.engine->send_handshake(nic, to, data);
           },
           "nic"_a, "address"_a, "payload"_a, "False: not taken, try again soon.")
+      .def(
+          "peer_rails",
+          [](EngineHandle& self, Peer& peer) {
+            std::vector<std::tuple<std::string, bool, uint32_t, uint32_t>> rails;
+            nb::gil_scoped_release release;
+            self.engine->peer_rails(peer, rails);
+            return rails;
+          },
+          "peer"_a, "Its sets of rails, best first: (kind, usable, links, links that are up).")
+      .def(
+          "region_nics", [](EngineHandle&, const Region& region) { return region.nics; }, "region"_a,
+          "A bit for each NIC that it is registered with.")
       .def(
           "peer_failure",
           [](EngineHandle& self, Peer& peer) {

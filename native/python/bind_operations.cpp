@@ -47,6 +47,8 @@ const char* kind_name(Event::Kind kind) {
       return "message";
     case Event::kHandshake:
       return "handshake";
+    case Event::kPeerUp:
+      return "peer_up";
     case Event::kPeerLost:
       return "peer_lost";
     case Event::kWatcher:

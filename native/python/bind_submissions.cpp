@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -158,10 +159,11 @@ std::shared_ptr<Transfer> copy(EngineHandle& self, bool read, std::shared_ptr<Re
   check_range(read ? "destination" : "source", local_offset, length, region->memory.length);
   check_range(read ? "source" : "destination", remote_offset, length, remote->length);
   auto access = reach(self, peer, *remote, !read);
+  const uint32_t set = self.engine->choose_rails(*peer, region.get(), access.get());
   auto transfer = new_transfer(self, read ? Transfer::Kind::kRead : Transfer::Kind::kWrite, imm, std::move(after));
   Piece piece{local_offset, std::move(access), remote_offset, length};
-  const SplitLimits& limits = peer->limits;
-  transfer->add_lane<PieceSource>(std::move(peer), std::move(region), std::move(piece), read, imm, limits);
+  const SplitLimits& limits = peer->sets[set].limits;
+  transfer->add_lane<PieceSource>(std::move(peer), std::move(region), std::move(piece), read, imm, limits).set = set;
   return submit(self, std::move(transfer));
 }
 
@@ -176,6 +178,7 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
   check_open(*region);
   check_immediate(imm);
   auto access = reach(self, peer, *remote, true);
+  const uint32_t set = self.engine->choose_rails(*peer, region.get(), access.get());
   if (src_indices.shape(0) != dst_indices.shape(0)) {
     throw nb::value_error((std::to_string(src_indices.shape(0)) + " source pages but " +
                            std::to_string(dst_indices.shape(0)) + " destination pages")
@@ -188,9 +191,10 @@ std::shared_ptr<Transfer> write_pages(EngineHandle& self, std::shared_ptr<Region
                         std::min(local_size, region->memory.length));
   auto to = page_side("destination pages", dst_indices, dst_offset, dst_stride, dst_runs, dst_run_stride, page_bytes,
                       std::min(remote_size, remote->length));
-  const SplitLimits& limits = peer->limits;
-  transfer->add_lane<PageSource>(std::move(peer), std::move(region), std::move(from), std::move(access), std::move(to),
-                                 page_bytes, imm, limits);
+  const SplitLimits& limits = peer->sets[set].limits;
+  Lane& lane = transfer->add_lane<PageSource>(std::move(peer), std::move(region), std::move(from), std::move(access),
+                                              std::move(to), page_bytes, imm, limits);
+  lane.set = set;
   return submit(self, std::move(transfer));
 }
 
@@ -202,17 +206,20 @@ std::shared_ptr<Transfer> scatter(EngineHandle& self, std::shared_ptr<Region> re
                                   int64_t imm, After after) {
   check_open(*region);
   check_immediate(imm);
-  std::vector<std::vector<Piece>> pieces(peers.size());
+  std::map<std::pair<size_t, uint32_t>, std::vector<Piece>> pieces;  // by peer and set of rails
   for (const auto& [index, remote, local_offset, remote_offset, length] : targets) {
     if (index >= peers.size()) throw nb::index_error("scatter: no such peer in the group");
     check_range("source", local_offset, length, region->memory.length);
     check_range("destination", remote_offset, length, remote->length);
-    pieces[index].push_back({local_offset, reach(self, peers[index], *remote, true), remote_offset, length});
+    auto access = reach(self, peers[index], *remote, true);
+    const uint32_t set = self.engine->choose_rails(*peers[index], region.get(), access.get());
+    pieces[{index, set}].push_back({local_offset, std::move(access), remote_offset, length});
   }
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
-  for (size_t i = 0; i < peers.size(); ++i) {
-    if (pieces[i].empty()) continue;
-    transfer->add_lane<PieceSource>(peers[i], region, std::move(pieces[i]), false, imm, peers[i]->limits);
+  for (auto& [to, some] : pieces) {
+    const auto& [index, set] = to;
+    const SplitLimits& limits = peers[index]->sets[set].limits;
+    transfer->add_lane<PieceSource>(peers[index], region, std::move(some), false, imm, limits).set = set;
   }
   return submit(self, std::move(transfer));
 }
@@ -223,7 +230,8 @@ std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::sha
   if (imm < 0) throw nb::value_error("a barrier needs an immediate");
   auto transfer = new_transfer(self, Transfer::Kind::kWrite, imm, std::move(after));
   for (const auto& peer : peers) {
-    transfer->add_lane<PieceSource>(peer, nullptr, Piece{}, false, imm, peer->limits);
+    const uint32_t set = self.engine->choose_rails(*peer, nullptr, nullptr);
+    transfer->add_lane<PieceSource>(peer, nullptr, Piece{}, false, imm, peer->sets[set].limits).set = set;
   }
   return submit(self, std::move(transfer));
 }

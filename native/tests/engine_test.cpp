@@ -245,7 +245,7 @@ TEST_CASE("a wait ends in time while the engine is busy with something else") {
   pages.stride = 8;
   for (uint32_t i = 0; i < 4'000'000; ++i) pages.indices.push_back(i % 2 * 100);  // no two neighbours: none merge
   const auto many = std::make_shared<Transfer>(a.engine, Transfer::Kind::kWrite, 1);
-  many->add_lane<PageSource>(to_b, from, pages, a.engine->reach(to_b, *b.keys(*into)), pages, 8, 1, to_b->limits);
+  many->add_lane<PageSource>(to_b, from, pages, a.engine->reach(to_b, *b.keys(*into)), pages, 8, 1, to_b->limits());
   a.engine->submit(many);
   const auto never = a.expect(2, 1, 60 * kSecond);
   CHECK(!never->wait(kSecond / 50));

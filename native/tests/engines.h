@@ -24,7 +24,7 @@ inline std::shared_ptr<RemoteKeys> forge(const RemoteKeys& keys) {
   return std::make_shared<RemoteKeys>(keys.region_id, keys.length, std::move(blobs));
 }
 
-inline SplitLimits limits_of(const Peer& peer) { return peer.limits; }
+inline SplitLimits limits_of(const Peer& peer) { return peer.limits(); }
 
 // An engine with `count` NICs on a fabric; closed by its destructor. Without a worker it stands still while no thread
 // of the test waits for anything, as a process that has been stopped does.
@@ -57,7 +57,7 @@ class TestEngine {
     auto transfer = std::make_shared<Transfer>(engine, Transfer::Kind::kWrite, imm);
     transfer->submitted_ns = engine->submission_time();
     transfer->add_lane<PieceSource>(peer, region, std::vector<Piece>{{from, engine->reach(peer, *remote), to, length}},
-                                    false, imm, peer->limits);
+                                    false, imm, peer->limits());
     engine->submit(transfer);
     return transfer;
   }

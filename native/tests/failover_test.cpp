@@ -140,7 +140,7 @@ TEST_CASE("page lists over the only link, which breaks: all of it lands, and no 
     const auto transfer = std::make_shared<Transfer>(a.engine, Transfer::Kind::kWrite, 9);
     transfer->submitted_ns = now_ns();
     transfer->add_lane<PageSource>(to_b, from, near, a.engine->reach(to_b, *b.keys(*into)), far, kPage, 9,
-                                   to_b->limits);
+                                   to_b->limits());
     a.engine->submit(transfer);
     if (seed % 4) {
       std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));

@@ -352,7 +352,7 @@ TEST_CASE("a transfer in doubt holds nobody up: other writes, its source, the fe
   both->submitted_ns = now_ns();
   for (const auto& [peer, remote] : {std::pair(puppet.peer, puppet.keys), std::pair(to_b, b.keys(*into))}) {
     both->add_lane<PieceSource>(peer, from, std::vector<Piece>{{0, a.engine->reach(peer, *remote), 0, 4096}}, false, 9,
-                                peer->limits);
+                                peer->limits());
   }
   const auto landed = b.expect(9, 1);
   a.engine->submit(both);
