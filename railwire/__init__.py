@@ -31,6 +31,8 @@ from railwire.errors import (
 from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, ScatterTarget
 from railwire.nics import NicInfo
 from railwire.peer import EngineAddress, Peer, PeerGroup
+from railwire.prepared import Prepared, Trigger
+from railwire.regions import Regions, RemoteRegions
 from railwire.transfer import Expectation, Fence, Future, Transfer
 from railwire.watcher import Watcher
 
@@ -61,10 +63,13 @@ __all__ = [
     "Peer",
     "PeerGroup",
     "PeerLostError",
+    "Prepared",
     "RailwireError",
     "RegionSlice",
+    "Regions",
     "RemoteAccessError",
     "RemoteRegion",
+    "RemoteRegions",
     "RevokedError",
     "ScatterTarget",
     "StaleAddressError",
@@ -72,6 +77,7 @@ __all__ = [
     "TransferCancelled",
     "TransferEngine",
     "TransferError",
+    "Trigger",
     "Watcher",
     "WriterFailed",
     "WriterLost",

@@ -184,6 +184,7 @@ class StreamWord:
             self.close()
             raise ConfigurationError(f"the device's address of a word of host memory: {self._name(status)}")
         self._device = device
+        _native.expect_gpu_words()
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:

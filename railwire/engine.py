@@ -22,6 +22,7 @@ from railwire.errors import (
     ConnectError,
     DescriptorError,
     PeerLostError,
+    RailwireError,
     StaleAddressError,
 )
 from railwire.handshake import Connector, Pair
@@ -29,6 +30,8 @@ from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, Scat
 from railwire.messages import MessageQueue
 from railwire.nics import NicInfo, reachable
 from railwire.peer import EngineAddress, Peer, PeerGroup
+from railwire.prepared import Trigger
+from railwire.regions import Regions
 from railwire.transfer import Transfer
 from railwire.watcher import Watcher
 
@@ -97,6 +100,7 @@ class TransferEngine:
         self._messages = MessageQueue()
         self._credits: dict[int, int] = {}
         self._watchers: dict[int, Watcher] = {}
+        self._triggers: dict[int, Trigger] = {}
         self._next_imm = 1 + secrets.randbelow(MAX_IMM // 2)
         self._tag = dispatcher.register_engine(self)
         ordinal = topology.parse_device(device)
@@ -206,6 +210,18 @@ class TransferEngine:
         self._check_open()
         try:
             return memory.register(self, buffer, readable_only)
+        except _native.NativeError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def register_many(self, buffers: Sequence[Any], *, readable_only: bool = False) -> Regions:
+        """Registers many buffers in one call: microseconds each. ``regions[i]`` is the region of ``buffers[i]``, and
+        ``regions.descriptor`` describes all of them in one table of some 15 bytes a region.
+
+        All or none is registered. Arguments and errors are those of :meth:`register`.
+        """
+        self._check_open()
+        try:
+            return Regions(self, buffers, readable_only)
         except _native.NativeError as error:
             raise ConfigurationError(str(error)) from error
 
@@ -324,9 +340,7 @@ class TransferEngine:
         self._check_local(src.region)
         native = []
         for target in targets:
-            index = group._index.get(target.dst.incarnation)
-            if index is None or target.dst.peer not in (None, group.peers[index]):
-                raise ValueError(f"{target.dst!r} belongs to no peer of the group")
+            index = group._member(target.dst)
             if target.src_offset < 0 or target.src_offset + target.dst.nbytes > src.nbytes:
                 raise IndexError(
                     f"source bytes {target.src_offset}..{target.src_offset + target.dst.nbytes} of a scatter lie "
@@ -343,17 +357,25 @@ class TransferEngine:
 
     # ---- counters ----------------------------------------------------------------------------------------------------
     def new_imm(self) -> int:
-        """An immediate that new_imm() has not given out before (22 bits: it wraps after four million)."""
-        with self._lock:
-            self._next_imm = self._next_imm % MAX_IMM + 1
-            return self._next_imm
+        """An immediate that is not in use: new_imm() has not given it out before, or (22 bits: it wraps after four
+        million) long ago, and nothing has arrived for it, waits for it or has failed since it was used up or reset.
+
+        Raises:
+            RailwireError: all are in use.
+        """
+        return self.new_imms(1)
 
     def new_imms(self, count: int) -> int:
-        """The first of ``count`` consecutive immediates that new_imm() has not given out before."""
+        """The first of ``count`` consecutive immediates that are not in use, see :meth:`new_imm`."""
         if not 1 <= count <= MAX_IMM:
             raise ValueError(f"between 1 and {MAX_IMM} immediates, not {count}")
+        self._check_open()
         with self._lock:
-            first = self._next_imm + 1 if self._next_imm + count <= MAX_IMM else 1
+            first = self._native.find_unused_ids(self._next_imm % MAX_IMM + 1, count)
+            if first is None:
+                raise RailwireError(
+                    f"no {count} consecutive immediates are free: counters that are done with are to be reset()"
+                )
             self._next_imm = first + count - 1
             return first
 
@@ -406,6 +428,8 @@ class TransferEngine:
         Values in between may be skipped. With a CUDA device the word is mapped for its kernels.
         """
         self._check_open()
+        if self.device != "cpu":
+            _native.expect_gpu_words()
         watcher = Watcher(self, self._native.watch(), callback)
         with self._lock:
             self._watchers[watcher.id] = watcher
@@ -596,6 +620,12 @@ class TransferEngine:
             watcher = self._watchers.get(watcher_id)
         if watcher is not None:
             watcher._moved()
+
+    def _on_action(self, watcher_id: int) -> None:
+        with self._lock:
+            trigger = self._triggers.get(watcher_id)
+        if trigger is not None:
+            trigger._tell()
 
     def _on_handshake(self, nic: int, frame: bytes) -> None:
         if not self._closed:

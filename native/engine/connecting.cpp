@@ -58,6 +58,7 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
     peer->id = next_peer_++;
     ends[initiator] = peer.get();
     peers_.push_back(peer);
+    by_id_[peer->id] = peer.get();
   } catch (...) {
     for (auto& link : peer->links) {
       link->link.reset();

@@ -80,24 +80,25 @@ std::vector<std::shared_ptr<Expectation>> Counters::take_if(auto&& predicate) {
   for (const Expectation* pending : pending_) {
     if (predicate(*pending)) touched.insert(pending->id);
   }
-  for (uint32_t id : touched) {
-    Slot& s = slot(id);
-    auto& waiting = s.detail->waiting;
-    for (auto it = waiting.begin(); it != waiting.end();) {
-      if (predicate(**it)) {
-        taken.push_back(std::move(*it));
-        it = waiting.erase(it);
-      } else {
-        ++it;
-      }
-    }
-    settle(id, s);
-  }
+  for (uint32_t id : touched) take_of(id, predicate, taken);
   return taken;
 }
 
+void Counters::take_of(uint32_t id, auto&& predicate, std::vector<std::shared_ptr<Expectation>>& taken) {
+  Slot& s = slot(id);
+  if (!s.detail) return;
+  std::erase_if(s.detail->waiting, [&](std::shared_ptr<Expectation>& waiting) {
+    if (!predicate(*waiting)) return false;
+    taken.push_back(std::move(waiting));
+    return true;
+  });
+  settle(id, s);
+}
+
 void Counters::cancel(Expectation& expectation) {
-  for (const auto& taken : take_if([&](const Expectation& e) { return &e == &expectation; })) {
+  std::vector<std::shared_ptr<Expectation>> one;
+  take_of(expectation.id, [&](const Expectation& e) { return &e == &expectation; }, one);
+  for (const auto& taken : one) {
     end(*taken, State::kCancelled, {Reason::kCancelled, 0, "", "the expectation was cancelled"});
   }
 }
@@ -111,7 +112,8 @@ bool Counters::poison(uint32_t id, uint64_t peer, const std::string& why) {
     poisons.push_back({peer, why});
     ++poisons_;
   }
-  const auto hit = take_if([=](const Expectation& e) { return e.id == id && e.depends_on(peer); });
+  std::vector<std::shared_ptr<Expectation>> hit;
+  take_of(id, [=](const Expectation& e) { return e.depends_on(peer); }, hit);
   for (const auto& taken : hit) end(*taken, State::kFailed, {Reason::kWriterFailed, peer, "", why});
   return true;
 }
@@ -128,6 +130,28 @@ void Counters::reset(uint32_t id) {
 uint64_t Counters::units(uint32_t id) const {
   const auto& page = pages_[id / kPageSize];
   return page ? (*page)[id % kPageSize].units : 0;
+}
+
+std::optional<uint32_t> Counters::find_unused(uint32_t first, uint32_t count) const {
+  const auto used = [this](uint32_t id) {
+    const auto& page = pages_[id / kPageSize];
+    return page && ((*page)[id % kPageSize].units > 0 || (*page)[id % kPageSize].detail);
+  };
+  // Once around, and on to where the first one looked at would be the last of a row.
+  uint32_t begin = first, length = 0;
+  for (uint32_t looked = 0; looked < kImmediateIds + count; ++looked) {
+    const uint32_t id = begin + length;
+    if (id >= kImmediateIds) {
+      begin = 1;  // 0 is for users who choose by themselves
+      length = 0;
+    } else if (used(id)) {
+      begin = id + 1;
+      length = 0;
+    } else if (++length == count) {
+      return begin;
+    }
+  }
+  return std::nullopt;
 }
 
 void Counters::peer_lost(uint64_t peer, const std::string& why, bool named) {

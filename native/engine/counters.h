@@ -11,6 +11,7 @@
 #include <deque>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,9 @@ class Counters {
     }
   }
   void reset(uint32_t id);
+  // The first of `count` consecutive ids, at or after `first` and around the end, that nobody has written to, waits for
+  // or has failed to write to since they were used up.
+  std::optional<uint32_t> find_unused(uint32_t first, uint32_t count) const;
   uint64_t units(uint32_t id) const;
 
   // Ends what depends on a lost peer. `named`: only where it was named; it cannot have been meant otherwise.
@@ -103,6 +107,8 @@ class Counters {
   void settle(uint32_t id, Slot& slot);
   void end(Expectation& expectation, State state, Failure failure);
   std::vector<std::shared_ptr<Expectation>> take_if(auto&& predicate);
+  // The same of one id.
+  void take_of(uint32_t id, auto&& predicate, std::vector<std::shared_ptr<Expectation>>& taken);
 
   std::vector<std::unique_ptr<Page>> pages_{kImmediateIds / kPageSize};
   Members<Expectation*> pending_;

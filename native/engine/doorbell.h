@@ -5,13 +5,23 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
+#include <string>
+
+#include "nic/nic.h"
 
 namespace railwire {
 
 class Doorbell {
  public:
-  Doorbell() : fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+  Doorbell() : fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (fd_ < 0) {
+      throw NicError(std::string("an engine needs a file descriptor to be woken by: ") + std::strerror(errno) +
+                     (errno == EMFILE ? " (raise the limit of open files: ulimit -n)" : ""));
+    }
+  }
   ~Doorbell() { ::close(fd_); }
   Doorbell(const Doorbell&) = delete;
   Doorbell& operator=(const Doorbell&) = delete;

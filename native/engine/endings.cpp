@@ -57,11 +57,10 @@ void Engine::finish_lane(Lane& lane) {
   lane.phase = Lane::Phase::kFinished;
   lane.source.reset();
   Peer& peer = *lane.peer;
-  Transfer& transfer = *lane.transfer;
   peer.lanes.erase(lane);
-  if (lane.stopping && transfer.immediate_id >= 0 && peer.connected()) {
+  if (lane.stopping && lane.immediate_id >= 0 && peer.connected()) {
     // The receiver counts on arrivals that will not come: tell it, so that its expectation ends now.
-    const auto id = static_cast<uint32_t>(transfer.immediate_id);
+    const auto id = static_cast<uint32_t>(lane.immediate_id);
     std::vector<std::byte> bytes(sizeof id);
     std::memcpy(bytes.data(), &id, sizeof id);
     const std::string text = lane.failure->message.substr(0, 400);

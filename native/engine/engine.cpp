@@ -10,6 +10,7 @@
 
 #include "engine/clock.h"
 #include "engine/fork.h"
+#include "engine/watched_words.h"
 
 namespace railwire {
 
@@ -52,20 +53,6 @@ void Engine::peer_rails(Peer& peer, std::vector<std::tuple<std::string, bool, ui
   }
 }
 
-std::shared_ptr<Watcher> Engine::watch() {
-  const auto lock = lock_driver();
-  auto watcher = std::make_shared<Watcher>(next_request_++);
-  watchers_.push_back(watcher);
-  watcher_activity_ns_ = now_ns();
-  if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
-  return watcher;
-}
-
-void Engine::unwatch(Watcher& watcher) {
-  const auto lock = lock_driver();
-  std::erase_if(watchers_, [&](const auto& other) { return other.get() == &watcher; });
-}
-
 uint64_t Engine::counter_units(uint32_t id) {
   const auto lock = lock_driver();
   return counters_.units(id);
@@ -76,17 +63,23 @@ void Engine::reset_counter(uint32_t id) {
   counters_.reset(id);
 }
 
+std::optional<uint32_t> Engine::find_unused_ids(uint32_t first, uint32_t count) {
+  const auto lock = lock_driver();
+  return counters_.find_unused(first, count);
+}
+
 void Engine::start_expectation(std::shared_ptr<Expectation> expectation) {
   if (closed()) {
     expectation->finish(State::kFailed, {Reason::kClosed, 0, "", "the engine was closed"});
     return;
   }
   for (const uint64_t id : expectation->peers) {
-    const auto peer = std::find_if(peers_.begin(), peers_.end(), [=](const auto& p) { return p->id == id; });
-    if (peer != peers_.end() && !(*peer)->ended()) continue;
+    const auto known = by_id_.find(id);
+    const Peer* peer = known == by_id_.end() ? nullptr : known->second;
+    if (peer && !peer->ended()) continue;
     // What has landed before the peer went still counts.
     if (counters_.units(expectation->id) >= expectation->units) continue;
-    const std::string why = peer != peers_.end() ? (*peer)->end_reason.message : "the peer is gone";
+    const std::string why = peer ? peer->end_reason.message : "the peer is gone";
     expectation->finish(State::kFailed, {Reason::kPeerLost, id, "", why});
     return;
   }
@@ -158,7 +151,9 @@ void Engine::close(int64_t timeout_ns) {
     const auto revokes = revokes_;
     for (const auto& revoke : revokes) revoke->finish(State::kFailed, reason);
     revokes_.clear();
-    closed_.store(true, std::memory_order_release);
+    // As in submit(): either we find what it has pushed, or it sees that we have closed.
+    closed_.store(true, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     take_commands();
     for (const auto& peer : peers_) {
       for (const auto& link : peer->links) {
@@ -170,10 +165,14 @@ void Engine::close(int64_t timeout_ns) {
   std::unique_lock setup(setup_gate_);
   setup_thread_.finish();
   links.clear();  // waits for the provider to give everything back
+  std::vector<std::shared_ptr<Watcher>> watchers;
   {
     const auto lock = lock_driver();
     end_stuck_transfers(reason);
+    watchers = watchers_;
+    end_watchers();
     peers_.clear();
+    by_id_.clear();
     by_connection_.clear();
   }
   {
@@ -184,6 +183,7 @@ void Engine::close(int64_t timeout_ns) {
     live_imports_.clear();
     nics_gone_ = true;
   }
+  for (const auto& watcher : watchers) events().words().remove(*watcher);
   deregister_all(pad_registrations_);
   control_addresses_.forget_all();
   nics_.clear();

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <thread>
@@ -20,6 +21,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "engine/address_space.h"
 #include "engine/clock.h"
 #include "engine/control_addresses.h"
 #include "engine/counters.h"
@@ -93,6 +95,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- any thread; these may block as the NICs' set-up calls do, and throw NicError
   // ----------------------------------
   std::shared_ptr<Region> register_memory(MemorySpec memory, uint64_t owner);
+  // Many of host memory, with their ids; all or none.
+  std::vector<std::shared_ptr<Region>> register_many(std::span<const AddressRange> ranges,
+                                                     std::span<const uint64_t> ids, bool writable, uint64_t owner);
   // A peer's region over this connection: imported at first use. Throws BadKeys.
   std::shared_ptr<const RemoteAccess> reach(const std::shared_ptr<Peer>& peer, RemoteKeys& keys);
   // The best set of rails on which both are registered; null: it does not matter. Throws BadKeys if there is none.
@@ -111,12 +116,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // ---- any thread; these take the driver's lock --------------------------------------------------------------------
   std::vector<std::vector<std::byte>> region_keys(const Region& region, uint64_t* id);  // blobs for peers, by NIC
+  // The same of many, by columns. Throws NicError if one is closed.
+  struct RegionColumns {
+    std::vector<uint64_t> ids, lengths;
+    struct Keys {
+      std::vector<uint64_t> lengths;
+      std::string data;  // one after the other
+    };
+    std::vector<Keys> keys;  // by NIC
+  };
+  RegionColumns region_columns(std::span<const std::shared_ptr<Region>> regions);
   std::vector<LinkHalf> link_halves(Peer& peer);
   void abandon_peer(Peer& peer, const std::string& why);  // a handshake that failed
-  std::shared_ptr<Watcher> watch();
+  // With a plan: the driver posts it whenever the word moves, and tells of the ends (of all, or of failures only).
+  std::shared_ptr<Watcher> watch(std::shared_ptr<PreparedScatter> plan = nullptr, bool tell_all = false);
   void unwatch(Watcher& watcher);
   uint64_t counter_units(uint32_t id);
   void reset_counter(uint32_t id);
+  std::optional<uint32_t> find_unused_ids(uint32_t first, uint32_t count);
   Failure peer_failure(Peer& peer);
   // (kind, usable, links, links that are up)
   void peer_rails(Peer& peer, std::vector<std::tuple<std::string, bool, uint32_t, uint32_t>>& out);
@@ -157,6 +174,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // ---- any thread: destructors
   // ---------------------------------------------------------------------------------------
   void retire_region(Region& region);
+  void release_owner(uint64_t owner);  // nothing native uses its memory any more
   void retire_import(ImportedMemory& imported);
   // ---- the driver's own again
   // ---------------------------------------------------------------------------------------- An operation has ended:
@@ -203,6 +221,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
                                 std::vector<std::shared_ptr<const ImportedMemory>>& keep);
 
   void end_stuck_transfers(const Failure& reason);
+
+  // watchers.cpp
+  bool act_on_words(int64_t now);
+  void tell_of_action(Watcher& watcher);
+  void drop_watcher(const Watcher& watcher);
+  void end_watchers();
+  void wake();
 
   // gates.cpp: transfers that wait for a CUDA stream
   bool hold(std::shared_ptr<Transfer>& transfer);
@@ -348,12 +373,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::shared_ptr<Transfer>> held_;  // wait for CUDA streams
   std::vector<Peer*> touched_;                   // by what has just been started: they have lanes that can be posted
   std::vector<std::shared_ptr<Peer>> peers_;     // not ended, or with links not yet released
+  std::unordered_map<uint64_t, Peer*> by_id_;    // the same
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
   std::vector<std::shared_ptr<RevokeOperation>> revokes_;
   std::vector<std::shared_ptr<Peer>> unfenced_;  // lost, and may still write: no revoke is a fence until their end
   std::vector<std::shared_ptr<Watcher>> watchers_;
-  int64_t watcher_activity_ns_ = 0;
-  int processes_ = -1;                           // an epoll descriptor: readable when the process of a peer has ended
+  size_t acting_ = 0;                            // of them the driver looks at
+  int64_t watcher_activity_ns_ = 0;              // of these
+  int processes_ = -1;  // an epoll descriptor: readable when the process of a peer has ended
   std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
   std::vector<Registration> pad_registrations_;
   std::mutex memory_mutex_;  // guards the next four: destructors on any thread touch them

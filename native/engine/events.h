@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct Event {
     kPeerUp,     // a: peer id; before everything else of this peer
     kPeerLost,   // a: peer id; after everything else
     kWatcher,    // a: watcher id; Watcher::take() has the values
+    kAction,     // a: watcher id; WordAction::take_ended() has what has ended
     kRelease,    // a: owner token; nothing native uses the owner's memory any more
     kStop,       // ends the thread that drains the queue
   };
@@ -28,11 +30,18 @@ struct Event {
   std::vector<std::byte> data;
 };
 
+class WatchedWords;
+
 class EventQueue {
  public:
+  EventQueue();
+  ~EventQueue();
   void push(Event event);
   // Not if there are so many already; false then.
   bool push_if_room(Event event, size_t most);
+  // Words whose movement is an event, too. After add() whoever drains the queue looks at them.
+  WatchedWords& words() { return *words_; }
+  void words_added();
   // Waits up to `timeout_ns` for at least one event; takes at most `most`.
   std::vector<Event> pop(int64_t timeout_ns, size_t most);
 
@@ -40,6 +49,7 @@ class EventQueue {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<Event> events_;
+  std::unique_ptr<WatchedWords> words_;
 };
 
 }  // namespace railwire

@@ -32,6 +32,11 @@ constexpr size_t kLongestAddress = 128;
 
 }  // namespace
 
+bool Engine::another_is_up(const PeerLink& link) {
+  return std::any_of(link.peer->links.begin(), link.peer->links.end(),
+                     [&](const auto& other) { return other.get() != &link && other->up && other->set == link.set; });
+}
+
 // What the link had not landed has somewhere to go, now or soon. `link` is no longer up, or about to be down.
 bool Engine::can_resume(const PeerLink& link) {
   if (!link.nic->info().resumable || !link.peer->connected()) return false;

@@ -29,6 +29,10 @@ class Few {
     if (count_ == 2) several_.push_back(std::move(one_));
     return several_.emplace_back();
   }
+  // Of an empty row that is to have so many.
+  void reserve(size_t count) {
+    if (count > 1) several_.reserve(count);
+  }
   // Only of an empty row: so many new ones.
   void resize(size_t count) {
     count_ = count;

@@ -128,8 +128,7 @@ void Engine::landing_proven(Lane& lane) {
     finish_lane(lane);
     return;
   }
-  lane.source.emplace<TrailingSource>(std::exchange(lane.trailing_units, 0),
-                                      static_cast<uint32_t>(lane.transfer->immediate_id));
+  lane.source.emplace<TrailingSource>(std::exchange(lane.trailing_units, 0), static_cast<uint32_t>(lane.immediate_id));
   for (LaneLink& share : lane.links) share.used = share.landed = share.last_proves = share.taken_back = false;
   make_ready(lane);
 }

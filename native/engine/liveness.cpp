@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <unordered_set>
 #include <utility>
 
 #include "engine/clock.h"
@@ -56,11 +57,12 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   unflushed.swap(link.in_flush);
   unflushed.insert(unflushed.end(), link.want_flush.begin(), link.want_flush.end());
   link.want_flush.clear();
+  std::unordered_set<const Lane*> unproven;
+  for (const LaneLink* share : unflushed) unproven.insert(share->lane);
   for (Lane* lane : peer.lanes) {
     if (lane->set != link.set) continue;
     const LaneLink& share = lane->links[link.place];
-    const bool unproven = std::any_of(unflushed.begin(), unflushed.end(), [&](auto* s) { return s->lane == lane; });
-    if ((share.outstanding > 0 && !resume) || unproven) {
+    if ((share.outstanding > 0 && !resume) || unproven.contains(lane)) {
       hit.push_back(lane);
       alive.push_back(lane->transfer->shared_from_this());
     }
@@ -101,8 +103,9 @@ void Engine::rails_down(Peer& peer, uint32_t set) {
   rails.usable.store(false);
   std::vector<std::shared_ptr<Operation>> alive;
   std::vector<Lane*> waiting;
-  for (const auto* queue : {&rails.ready, &rails.ready_short})
-    waiting.insert(waiting.end(), queue->begin(), queue->end());
+  for (const auto* queue : {&rails.ready, &rails.ready_short}) {
+    for (Lane* lane = queue->front(); lane; lane = lane->behind) waiting.push_back(lane);
+  }
   for (Lane* lane : waiting) alive.push_back(lane->transfer->shared_from_this());
   const Failure why = peer.links[rails.first]->failure;
   for (Lane* lane : waiting) stop_lane(*lane, why);
@@ -247,6 +250,7 @@ void Engine::release_links(Peer& peer) {
     entry->second[peer.initiator] = nullptr;
     if (!entry->second[0] && !entry->second[1]) by_connection_.erase(entry);
   }
+  by_id_.erase(peer.id);
   std::erase_if(peers_, [&](const auto& other) { return other.get() == &peer; });
 }
 

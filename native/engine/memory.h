@@ -28,12 +28,13 @@ class Region : public std::enable_shared_from_this<Region> {
   ~Region();
 
   const MemorySpec memory;                  // with descriptors of our own
-  const uint64_t owner;                     // token of the Python object that keeps the memory alive
+  const uint64_t owner;                     // token of the Python object that keeps the memory alive; 0: see `keep`
   uint64_t id = 0;                          // as peers know it; a new one after each revoke()
   std::vector<Registration> registrations;  // by NIC index
   uint64_t nics = 0;                        // a bit for each NIC that takes it; the same ones for ever
   std::atomic<bool> closed{false};
-  std::atomic<uint32_t> users{0};  // requests in flight that read or fill it locally
+  std::atomic<uint32_t> users{0};    // requests in flight that read or fill it locally
+  std::shared_ptr<const void> keep;  // one for all that were registered together: the last to go lets their owner go
   // Peers that a revoke could not keep out; the driver's.
   std::vector<std::shared_ptr<Peer>> unfenced;
 

@@ -15,11 +15,12 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
+#include "engine/chain.h"
 #include "engine/frames.h"
 #include "engine/operation.h"
+#include "engine/recent_ids.h"
 #include "engine/transfer.h"
 #include "nic/nic.h"
 
@@ -50,17 +51,17 @@ struct RailSet {
   int64_t last_up = 0;             // when a link of it was up
 
   // Lanes that may be posted now: bulk in order, so that the first is done first; short ones beside it.
-  std::deque<Lane*> ready;
-  std::deque<Lane*> ready_short;
+  Chain<Lane> ready;
+  Chain<Lane> ready_short;
   bool short_turn = false;  // the two take turns
   size_t next_link = 0;     // whose turn it is to be served first
   bool any_ready() const { return !ready.empty() || !ready_short.empty(); }
-  std::deque<Lane*>& next_queue() {
+  Chain<Lane>& next_queue() {
     if (ready.empty() || ready_short.empty()) return ready.empty() ? ready_short : ready;
     short_turn = !short_turn;
     return short_turn ? ready_short : ready;
   }
-  std::deque<Lane*>& queue_of(const Lane& lane) { return lane.is_short ? ready_short : ready; }
+  Chain<Lane>& queue_of(const Lane& lane) { return lane.is_short ? ready_short : ready; }
 };
 
 struct PeerLink : WrContext {
@@ -218,7 +219,9 @@ class Peer : public std::enable_shared_from_this<Peer> {
     uint64_t request;
   };
   std::vector<IncomingRevoke> incoming_revokes;
-  std::unordered_set<uint64_t> revoked_regions;
+  // Asked before a write is posted: a withdrawn key would cost the connection on some NICs. Of those that are not
+  // remembered any more the peer's NIC refuses the write.
+  RecentIds revoked_regions;
   bool close_requested = false;  // the peer asked us to stop
   bool close_sent = false;
   int64_t closed_sent_ns = 0;

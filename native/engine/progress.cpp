@@ -31,7 +31,7 @@ void Transfer::stop(Engine& engine) { engine.stop_transfer(*this); }
 
 bool Engine::touches_revoked(const Lane& lane) {
   const auto& revoked = lane.peer->revoked_regions;
-  return std::any_of(revoked.begin(), revoked.end(), [&](uint64_t region) { return lane.source->touches(region); });
+  return !revoked.empty() && lane.source->touches_any(revoked);
 }
 
 void Engine::start_transfer(std::shared_ptr<Transfer> self) {
@@ -52,7 +52,7 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
       share.link = peer.links[index++].get();
     }
     // The doorbell first: what has to be written down besides has all the time that the wire takes.
-    const bool posted = !transfer.cancelled && post_at_once(lane);
+    const bool posted = !transfer.cancelled && !transfer.refused && post_at_once(lane);
     if (self) active_.insert(std::move(self));
     peer.lanes.insert(&lane);
     if (posted) {
@@ -66,7 +66,9 @@ void Engine::start_transfer(std::shared_ptr<Transfer> self) {
                             : Failure{Reason::kClosed, peer.id, "", "peer " + peer.name + " is being closed"});
       continue;
     }
-    if (transfer.cancelled) {
+    if (transfer.refused) {
+      stop_lane(lane, *transfer.first_failure);
+    } else if (transfer.cancelled) {
       stop_lane(lane, {Reason::kCancelled, peer.id, "", "the transfer was cancelled"});
     } else if (touches_revoked(lane)) {
       stop_lane(lane, {Reason::kRevoked, peer.id, "",
@@ -220,7 +222,7 @@ bool Engine::pump_link(RailSet& rails, PeerLink& link, uint64_t& byte_budget) {
   while (rails.any_ready() && byte_budget > 0) {
     const size_t outstanding = link.link->outstanding();
     if (outstanding >= depth) break;
-    std::deque<Lane*>& queue = rails.next_queue();
+    Chain<Lane>& queue = rails.next_queue();
     Lane& lane = *queue.front();
     size_t most = std::min(kBatch, depth - outstanding);
     if (rails.count > 1) {
@@ -345,7 +347,7 @@ void Engine::stop_lane(Lane& lane, Failure failure) {
   if (!lane.stopping) {
     lane_failed(lane, std::move(failure));
     if (lane.in_ready_list) {
-      std::erase(lane.peer->rails(lane).queue_of(lane), &lane);
+      lane.peer->rails(lane).queue_of(lane).erase(&lane);
       lane.in_ready_list = false;
     }
     drop_stash(lane);

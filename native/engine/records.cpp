@@ -66,15 +66,14 @@ void Engine::say_gone(Peer& peer, PeerLink& path) {
 
 void Engine::send_failed(uint64_t id, uint32_t index, int32_t, uint32_t nic) {
   ++nic_stats_[nic].errors;
-  for (auto& peer : peers_) {
-    if (peer->id != id || index >= peer->links.size()) continue;
-    PeerLink& link = *peer->links[index];
-    ++link.send_errors;
-    if (!link.first_send_error) link.first_send_error = now_ns();
-    // Ask again soon: a refused message usually means that the process is gone.
-    link.last_ping = std::min(link.last_ping, now_ns() - options_.liveness_ns / 5 + 100'000'000);
-    next_tick_ = std::min(next_tick_, now_ns() + 100'000'000);
-  }
+  const auto known = by_id_.find(id);
+  if (known == by_id_.end() || index >= known->second->links.size()) return;
+  PeerLink& link = *known->second->links[index];
+  ++link.send_errors;
+  if (!link.first_send_error) link.first_send_error = now_ns();
+  // Ask again soon: a refused message usually means that the process is gone.
+  link.last_ping = std::min(link.last_ping, now_ns() - options_.liveness_ns / 5 + 100'000'000);
+  next_tick_ = std::min(next_tick_, now_ns() + 100'000'000);
 }
 
 void Engine::send_record(Peer& peer, RecordType type, std::span<const std::byte> body,

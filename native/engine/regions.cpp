@@ -63,6 +63,56 @@ std::shared_ptr<Region> Engine::register_memory(MemorySpec memory, uint64_t owne
   return region;
 }
 
+void Engine::release_owner(uint64_t owner) {
+  if (!inherited_) events().push({Event::kRelease, options_.event_tag, owner, {}});
+}
+
+std::vector<std::shared_ptr<Region>> Engine::register_many(std::span<const AddressRange> ranges,
+                                                           std::span<const uint64_t> ids, bool writable,
+                                                           uint64_t owner) {
+  const auto setup = enter_setup();
+  // A region's destructor runs while its engine exists, or the engine has made all its regions let go.
+  const std::shared_ptr<const void> keep(static_cast<const void*>(this), [weak = weak_from_this(), owner](const void*) {
+    if (const auto engine = weak.lock()) engine->release_owner(owner);
+  });
+  std::vector<std::shared_ptr<Region>> regions;
+  regions.reserve(ranges.size());
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const MemorySpec memory{.address = reinterpret_cast<void*>(ranges[i].address),
+                            .length = ranges[i].length,
+                            .key_hint = ids[i],
+                            .writable = writable};
+    auto region = std::make_shared<Region>(weak_from_this(), memory, 0);
+    region->id = ids[i];
+    region->keep = keep;
+    {
+      std::lock_guard guard(memory_mutex_);
+      live_regions_.insert(region.get());
+    }
+    // On failure the destructors hand back what has been registered so far.
+    register_all(memory, region->registrations);
+    regions.push_back(std::move(region));
+  }
+  return regions;
+}
+
+Engine::RegionColumns Engine::region_columns(std::span<const std::shared_ptr<Region>> regions) {
+  const auto lock = lock_driver();
+  RegionColumns columns;
+  columns.keys.resize(nics_.size());
+  for (const auto& region : regions) {
+    if (region->closed.load() || region->registrations.empty()) throw NicError("a region is closed");
+    columns.ids.push_back(region->id);
+    columns.lengths.push_back(region->memory.length);
+    for (size_t nic = 0; nic < columns.keys.size(); ++nic) {
+      const auto& blob = region->registrations[nic].blob;
+      columns.keys[nic].lengths.push_back(blob.size());
+      columns.keys[nic].data.append(reinterpret_cast<const char*>(blob.data()), blob.size());
+    }
+  }
+  return columns;
+}
+
 // With every NIC that takes such memory. Throws NicError if there is none, or if one fails.
 void Engine::register_all(const MemorySpec& memory, std::vector<Registration>& registrations) {
   std::string refusals;
@@ -94,8 +144,10 @@ void Engine::retire_region(Region& region) {
   if (inherited_) return;
   std::lock_guard guard(memory_mutex_);
   live_regions_.erase(&region);
-  const uint64_t owner = region.owner;
-  const auto release = [this, owner] { events().push({Event::kRelease, options_.event_tag, owner, {}}); };
+  // `keep` goes with it.
+  const auto release = [this, owner = region.owner, keep = std::move(region.keep)] {
+    if (owner) release_owner(owner);
+  };
   auto registrations = std::make_shared<std::vector<Registration>>(std::move(region.registrations));
   region.registrations.clear();
   if (nics_gone_ || registrations->empty()) {

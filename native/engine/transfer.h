@@ -47,6 +47,7 @@ class TrailingSource final : public WorkSource {
   uint64_t trailing_units() const override { return 0; }
   uint64_t total_bytes() const override { return 0; }
   bool touches(uint64_t) const override { return false; }
+  bool touches_any(const RecentIds&) const override { return false; }
   void redirect(WorkRequest& wr, const LinkEnds&, const LinkEnds& to) const override {
     wr.remote = to.pad_address;
     wr.rkey = to.pad_rkey;
@@ -99,6 +100,9 @@ struct Lane {
   LaneSource source;
   Few<LaneLink> links;                      // its shares, by the links' place in the set
   size_t place = Members<Lane*>::kNowhere;  // in the peer's lanes
+  Lane* before = nullptr;                   // in the peer's queue
+  Lane* behind = nullptr;
+  int64_t immediate_id = -1;  // of its arrivals; -1: none
   uint64_t trailing_units = 0;
   uint32_t outstanding = 0;
   uint32_t unproven = 0;  // links whose landing is not yet proven, while proving
@@ -124,7 +128,13 @@ class Transfer final : public Operation {
   // Source: of what its WRs are to be made, from these arguments.
   template <class Source, class... Args>
   Lane& add_lane(std::shared_ptr<Peer> peer, Args&&... args) {
+    return add_lane_for<Source>(immediate_id, std::move(peer), std::forward<Args>(args)...);
+  }
+  // With an immediate of its own. `args` name it again.
+  template <class Source, class... Args>
+  Lane& add_lane_for(int64_t immediate, std::shared_ptr<Peer> peer, Args&&... args) {
     Lane& lane = lanes.emplace_back();
+    lane.immediate_id = immediate;
     const Source& source = lane.source.emplace<Source>(std::forward<Args>(args)...);
     lane.transfer = this;
     lane.peer = std::move(peer);
@@ -135,7 +145,7 @@ class Transfer final : public Operation {
   }
 
   const Kind kind;
-  const int64_t immediate_id;                                   // -1: none
+  const int64_t immediate_id;                                   // of lanes that have none of their own; -1: none
   Few<Lane> lanes;                                              // all of them, before start()
   size_t place = Members<std::shared_ptr<Transfer>>::kNowhere;  // in the engine's active ones
   size_t lanes_left = 0;  // that have not ended; one more while it is being started
@@ -144,6 +154,7 @@ class Transfer final : public Operation {
   std::unique_ptr<Failure> first_failure;  // of its lanes; null: none has failed
   bool any_may_still_land = false;
   bool cancelled = false;
+  bool refused = false;  // it fails with first_failure, and whoever counts on it is told
   // It starts when a CUDA stream has come so far (gates.cpp); null: at once.
   std::shared_ptr<const cuda::StreamWord> after;
 };

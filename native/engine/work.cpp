@@ -85,6 +85,11 @@ bool PieceSource::touches(uint64_t region_id) const {
                      [=](const Piece& piece) { return piece.remote && piece.remote->region_id == region_id; });
 }
 
+bool PieceSource::touches_any(const RecentIds& region_ids) const {
+  return std::any_of(pieces_.begin(), pieces_.end(),
+                     [&](const Piece& piece) { return piece.remote && region_ids.contains(piece.remote->region_id); });
+}
+
 namespace {
 
 // The same bytes of the same region through another pair of NICs.

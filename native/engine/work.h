@@ -13,6 +13,7 @@
 #include "engine/few.h"
 #include "engine/immediate.h"
 #include "engine/memory.h"
+#include "engine/recent_ids.h"
 
 namespace railwire {
 
@@ -83,6 +84,7 @@ class WorkSource {
   virtual uint64_t trailing_units() const = 0;
   virtual uint64_t total_bytes() const = 0;
   virtual bool touches(uint64_t region_id) const = 0;
+  virtual bool touches_any(const RecentIds& region_ids) const = 0;
   // Makes a WR that was filled for one link fit another one, with that link's keys.
   virtual void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const = 0;
 };
@@ -106,6 +108,7 @@ class PieceSource final : public WorkSource {
   uint64_t trailing_units() const override { return trailing_units_; }
   uint64_t total_bytes() const override { return total_bytes_; }
   bool touches(uint64_t region_id) const override;
+  bool touches_any(const RecentIds& region_ids) const override;
   void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const override;
 
  private:
@@ -143,6 +146,7 @@ class PageSource final : public WorkSource {
   uint64_t trailing_units() const override { return trailing_units_; }
   uint64_t total_bytes() const override { return page_bytes_ * local_.indices.size(); }
   bool touches(uint64_t region_id) const override { return remote_->region_id == region_id; }
+  bool touches_any(const RecentIds& region_ids) const override { return region_ids.contains(remote_->region_id); }
   void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const override;
 
  private:

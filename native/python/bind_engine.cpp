@@ -1,6 +1,7 @@
 // The engine, its regions, peers and watchers.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -152,7 +153,22 @@ void bind_engine(nb::module_& m) {
   nb::class_<Watcher>(m, "Watcher")
       .def_ro("id", &Watcher::id)
       .def_prop_ro("address", [](const Watcher& watcher) { return reinterpret_cast<uintptr_t>(watcher.word()); })
-      .def("take", &Watcher::take, "(old, new) since the last call.");
+      .def("take", &Watcher::take, "(old, new) since the last call.")
+      .def_prop_ro(
+          "progress",
+          [](const Watcher& watcher) {
+            return watcher.action ? reinterpret_cast<uintptr_t>(watcher.action->progress()) : 0;
+          },
+          "Address of the page with the numbers of operations posted, ended and failed (words 0, 8, 16); 0: no action.")
+      .def(
+          "take_ended",
+          [](Watcher& watcher) {
+            std::vector<std::pair<uint64_t, std::shared_ptr<Transfer>>> out;
+            if (!watcher.action) return out;
+            for (auto& ended : watcher.action->take_ended()) out.emplace_back(ended.number, std::move(ended.transfer));
+            return out;
+          },
+          "(number, transfer) of operations that have ended since the last call.");
 
   nb::class_<EngineHandle>(m, "Engine", "Owns NICs and everything that moves over them.")
       .def(
@@ -293,13 +309,23 @@ void bind_engine(nb::module_& m) {
           },
           "peer"_a)
       .def(
-          "watch", [](EngineHandle& self) { return self.engine->watch(); }, nb::call_guard<nb::gil_scoped_release>())
+          "watch",
+          [](EngineHandle& self, std::shared_ptr<PreparedScatter> plan, bool tell_all) {
+            return self.engine->watch(std::move(plan), tell_all);
+          },
+          "plan"_a = nb::none(), "tell_all"_a = false, nb::call_guard<nb::gil_scoped_release>(),
+          "A word; with a plan, the driver posts it whenever the word moves.")
       .def(
           "unwatch", [](EngineHandle& self, Watcher& watcher) { self.engine->unwatch(watcher); }, "watcher"_a,
           nb::call_guard<nb::gil_scoped_release>())
       .def(
           "counter_units", [](EngineHandle& self, uint32_t id) { return self.engine->counter_units(id); }, "id"_a,
           nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "find_unused_ids",
+          [](EngineHandle& self, uint32_t first, uint32_t count) { return self.engine->find_unused_ids(first, count); },
+          "first"_a, "count"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "The first of `count` consecutive ids, at or after `first`, whose counters are unused; None: there are none.")
       .def(
           "reset_counter", [](EngineHandle& self, uint32_t id) { self.engine->reset_counter(id); }, "id"_a,
           nb::call_guard<nb::gil_scoped_release>())

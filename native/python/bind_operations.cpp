@@ -53,6 +53,8 @@ const char* kind_name(Event::Kind kind) {
       return "peer_lost";
     case Event::kWatcher:
       return "watcher";
+    case Event::kAction:
+      return "action";
     case Event::kRelease:
       return "release";
     case Event::kStop:

@@ -33,15 +33,6 @@ int64_t to_ns(double seconds) {
   return seconds > 9e9 ? std::numeric_limits<int64_t>::max() / 2 : static_cast<int64_t>(seconds * 1e9);
 }
 
-void check_range(const char* what, uint64_t offset, uint64_t length, uint64_t size) {
-  if (offset > size || length > size - offset) {
-    throw nb::index_error((std::string(what) + ": bytes " + std::to_string(offset) + ".." +
-                           std::to_string(offset + length) + " lie outside a region of " + std::to_string(size) +
-                           " bytes")
-                              .c_str());
-  }
-}
-
 void check_open(const Region& region) {
   if (region.closed.load()) throw NicError("the region is closed");
 }
@@ -51,16 +42,6 @@ void check_immediate(int64_t id) {
     throw nb::value_error(
         ("an immediate is 0.." + std::to_string(kImmediateIds - 1) + ", not " + std::to_string(id)).c_str());
   }
-}
-
-// What is only to be read is not written; what is not imported yet is now.
-std::shared_ptr<const RemoteAccess> reach(EngineHandle& self, const std::shared_ptr<Peer>& peer, RemoteKeys& remote,
-                                          bool write) {
-  if (write && !remote.writable) {
-    throw nb::value_error(
-        ("peer " + peer->name + " has registered this memory readable_only: it can be read, not written").c_str());
-  }
-  return self.engine->reach(peer, remote);
 }
 
 template <class T>
@@ -237,6 +218,25 @@ std::shared_ptr<Transfer> barrier(EngineHandle& self, const std::vector<std::sha
 }
 
 }  // namespace
+
+void check_range(const char* what, uint64_t offset, uint64_t length, uint64_t size) {
+  if (offset > size || length > size - offset) {
+    throw nb::index_error((std::string(what) + ": bytes " + std::to_string(offset) + ".." +
+                           std::to_string(offset + length) + " lie outside a region of " + std::to_string(size) +
+                           " bytes")
+                              .c_str());
+  }
+}
+
+// What is only to be read is not written; what is not imported yet is now.
+std::shared_ptr<const RemoteAccess> reach(EngineHandle& self, const std::shared_ptr<Peer>& peer, RemoteKeys& remote,
+                                          bool write) {
+  if (write && !remote.writable) {
+    throw nb::value_error(
+        ("peer " + peer->name + " has registered this memory readable_only: it can be read, not written").c_str());
+  }
+  return self.engine->reach(peer, remote);
+}
 
 void bind_submissions(nb::module_& m) {
   nb::class_<Transfer, Operation>(m, "Transfer").def_ro("nbytes", &Transfer::bytes);

@@ -10,6 +10,8 @@ NB_MODULE(_native, m) {
   railwire::bind_operations(m);
   railwire::bind_engine(m);
   railwire::bind_submissions(m);
+  railwire::bind_prepared(m);
+  railwire::bind_regions(m);
   railwire::bind_gpu(m);
   railwire::bind_nics(m);
   railwire::bind_simulated(m);
