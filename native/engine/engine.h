@@ -286,6 +286,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void stands_still(Peer& peer, int64_t now);
 
   // failover.cpp: what a broken link had not landed, and new links for broken ones
+  static bool another_is_up(const PeerLink& link);  // of its set
   static bool can_resume(const PeerLink& link);
   static bool resendable(Status status);
   void keep_orphan(PeerLink& link, LaneLink& share, const WorkRequest& request);
