@@ -52,6 +52,11 @@ std::string PreparedScatter::check(size_t index, const ScatterRow& row) const {
 
 PreparedScatter::Made PreparedScatter::make(size_t index) const {
   Made made{std::make_shared<Transfer>(engine_, Transfer::Kind::kWrite, -1), {}};
+  const auto engine = engine_.lock();
+  if (!engine) {
+    made.problem = "the engine is closed";
+    return made;
+  }
   Transfer& transfer = *made.transfer;
   transfer.lanes.reserve(targets_.size());
   const auto* rows = static_cast<const volatile ScatterRow*>(slot(index));
@@ -64,11 +69,20 @@ PreparedScatter::Made PreparedScatter::make(size_t index) const {
       return made;
     }
     const Target& target = targets_[i];
+    uint32_t set = 0;
+    try {
+      set = row.length ? engine->choose_rails(*target.peer, region_.get(), target.remote.get())
+                       : engine->choose_rails(*target.peer, nullptr, nullptr);
+    } catch (const NicError& error) {
+      made.problem = "row " + std::to_string(i) + " of slot " + std::to_string(index) + ": " + error.what();
+      return made;
+    }
     const int64_t immediate = row.immediate == ScatterRow::kNoImmediate ? -1 : static_cast<int64_t>(row.immediate);
     Piece piece{offset_ + row.source, row.length ? target.remote : nullptr, target.offset + row.destination,
                 row.length};
-    transfer.add_lane_for<PieceSource>(immediate, target.peer, row.length ? region_ : nullptr, std::move(piece), false,
-                                       immediate, target.peer->limits);
+    Lane& lane = transfer.add_lane_for<PieceSource>(immediate, target.peer, row.length ? region_ : nullptr,
+                                                    std::move(piece), false, immediate, target.peer->sets[set].limits);
+    lane.set = set;
   }
   return made;
 }
@@ -83,7 +97,7 @@ std::shared_ptr<Transfer> PreparedScatter::make_refused(size_t index, Failure wh
     const uint64_t immediate = rows[i].immediate;
     if (immediate >= kImmediateIds) continue;
     transfer->add_lane_for<PieceSource>(static_cast<int64_t>(immediate), targets_[i].peer, nullptr, Piece{}, false,
-                                        static_cast<int64_t>(immediate), targets_[i].peer->limits);
+                                        static_cast<int64_t>(immediate), targets_[i].peer->limits());
   }
   return transfer;
 }

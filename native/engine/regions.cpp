@@ -91,6 +91,9 @@ std::vector<std::shared_ptr<Region>> Engine::register_many(std::span<const Addre
     }
     // On failure the destructors hand back what has been registered so far.
     register_all(memory, region->registrations);
+    for (size_t nic = 0; nic < nics_.size(); ++nic) {
+      region->nics |= uint64_t{!region->registrations[nic].blob.empty()} << nic;
+    }
     regions.push_back(std::move(region));
   }
   return regions;
