@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import subprocess
@@ -184,3 +185,23 @@ os._exit(0)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
+
+
+# ---- whoever sleeps is woken ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("over", ["shm", "tcp://127.0.0.1"])
+def test_an_idle_engine_ends_a_write_that_is_only_awaited(over: str) -> None:
+    """Nobody drives for it, and no immediate tells the peer: it must not wait for the next tick (a second)."""
+    with TransferEngine(nics=[over]) as near, TransferEngine(nics=[over]) as far:
+        near.connect(far.address)
+        source, target = near.register(np.ones(1 << 20, np.uint8)), far.register(np.zeros(1 << 20, np.uint8))
+
+        async def one() -> float:
+            begin = time.perf_counter()
+            await near.write(source, target.descriptor)
+            return time.perf_counter() - begin
+
+        times = []
+        for _ in range(5):
+            time.sleep(0.12)
+            times.append(asyncio.run(one()))
+        assert sorted(times)[1] < 0.3, times

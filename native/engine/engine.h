@@ -201,6 +201,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, int64_t idle_since, int64_t deadline);
   void park(int64_t hold, bool deep);
   bool take_commands();
+  bool arm_touched();
   void start(std::shared_ptr<Operation> operation);
   struct Polled {
     bool any = false, only_arrivals = true;

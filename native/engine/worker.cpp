@@ -92,6 +92,8 @@ void Engine::submit(std::shared_ptr<Operation> operation) {
               !link->want_flush.empty() || (link->nic->wait_fd() < 0 && link->link && link->link->outstanding() > 0);
         }
       }
+      // Whoever sleeps has armed the NICs before this was posted: some tell of nothing that they did not know of then.
+      if (asleep_until_ != kNever && !left_over && !later) later = !arm_touched();
       tell_sleeper();
       if (!left_over && !later) return;
     }
@@ -114,6 +116,16 @@ void Engine::submit(std::shared_ptr<Operation> operation) {
     if (rest != Rest::kNone && (left_over || rest != Rest::kParked)) worker_bell_.ring();
     if (inline_asleep_.load()) inline_bell_.ring();
   }
+}
+
+bool Engine::arm_touched() {
+  bool armed = true;
+  for (const Peer* peer : touched_) {
+    for (const auto& link : peer->links) {
+      if (link->link && link->link->outstanding() > 0) armed &= link->nic->arm();
+    }
+  }
+  return armed;
 }
 
 namespace {
