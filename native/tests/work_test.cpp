@@ -19,7 +19,9 @@ struct Bench {
   explicit Bench(uint64_t size)
       : region(std::make_shared<Region>(std::weak_ptr<Engine>(),
                                         MemorySpec{.address = reinterpret_cast<void*>(kBase), .length = size}, 0)),
-        remote(std::make_shared<RemoteAccess>(RemoteAccess{.region_id = 1, .keys = {{0, kKey}}})) {
+        remote(std::make_shared<RemoteAccess>()) {
+    remote->region_id = 1;
+    remote->keys = {{0, kKey}};
     region->registrations.resize(1);
   }
   std::shared_ptr<Region> region;
