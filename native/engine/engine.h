@@ -382,7 +382,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<std::shared_ptr<Watcher>> watchers_;
   size_t acting_ = 0;                            // of them the driver looks at
   int64_t watcher_activity_ns_ = 0;              // of these
-  int processes_ = -1;  // an epoll descriptor: readable when the process of a peer has ended
+  int processes_ = -1;                           // an epoll descriptor: readable when the process of a peer has ended
   std::vector<std::array<std::byte, 64>> pads_;  // landing pads: one cache line a NIC, never read
   std::vector<Registration> pad_registrations_;
   std::mutex memory_mutex_;  // guards the next four: destructors on any thread touch them

@@ -46,11 +46,10 @@ inline ShareEnd end_of_share(const ShareFacts& f) {
     const bool proven = f.read || f.completion_proves_landing || (f.last_proves && !f.stopping);
     return proven ? ShareEnd::kProven : ShareEnd::kFlush;
   }
-  const bool busy = f.taken_back && !quiet(f);
-  if (f.read) return busy ? ShareEnd::kConfirm : ShareEnd::kProven;
+  if (f.taken_back && !quiet(f)) return ShareEnd::kConfirm;  // also where it went over another link since
   const bool failed = f.stopping || lost_its_proof(f);
-  if (!failed || gone_for_good(f)) return ShareEnd::kProven;
-  return busy || !f.peer_ended ? ShareEnd::kConfirm : ShareEnd::kProven;
+  if (f.read || !failed || gone_for_good(f) || f.peer_ended) return ShareEnd::kProven;
+  return ShareEnd::kConfirm;
 }
 
 // It ends without a word of the peer's: what was on its way may land.
