@@ -190,7 +190,7 @@ class Peer:
         """Which NICs carry what to this peer, and why: its sets of rails, best first. A transfer goes over the first
         set on which both memories are registered."""
         engine = self._engine
-        sets = []
+        sets: list[Rails] = []
         at = 0
         for kind, usable, links, up in engine._native.peer_rails(self._native):
             names = self._nic_pairs[at : at + links]
