@@ -208,9 +208,10 @@ class Connector:
                     taken = self._native.send_handshake(own, target.nics[other].control, pending.frame)
                     refusals = 0
                 except _native.NativeError as error:
-                    # Our own NIC cannot reach that address at all. If none of them can, waiting changes nothing.
+                    # Our own NIC cannot reach that address at all. If none of them can, waiting changes nothing, and
+                    # where shm cannot, no link of it will stand.
                     taken, refusals = True, refusals + 1
-                    if refusals >= len(pairs):
+                    if refusals >= len(pairs) or self._address.nics[own].kind == "shm":
                         pairs = pending.pairs = self._instead_of_shm(target, pairs, error)
                         refusals = 0
                     attempt += 1

@@ -159,7 +159,7 @@ def test_memory_that_is_not_there_is_refused(pair: Pair, tmp_path: Path) -> None
     refused: dict[str, tuple[Any, str]] = {
         "address 0": ((0, PAGE), "not mapped"),
         "never mapped": ((0x20000, 1 << 20), "not mapped"),
-        "beyond the end": ((address, 1 << 45), "not mapped|read-only"),
+        "beyond the end": ((address, 1 << 45), "not mapped|read-only|cannot be read"),
         "beyond everything": (((1 << 64) - 10, 100), "beyond the address space"),
         "a file that was cut": (short, "file that ends"),
     }

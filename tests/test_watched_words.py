@@ -157,8 +157,9 @@ def test_an_immediate_in_use_is_not_given_again() -> None:
         b._next_imm = MAX_IMM - 2
         assert b.new_imms(3) == 1  # consecutive: not around the end
         a.write(source, target.descriptor, imm=MAX_IMM // 2).wait(5)
-        b.counter(MAX_IMM // 2).expect(1, timeout=5)
+        b.counter(MAX_IMM // 2).expect(1, timeout=5).wait()
         a.write(source, target.descriptor, imm=MAX_IMM // 2).wait(5)
+        until(lambda: b.counter(MAX_IMM // 2).value == 1)
         with pytest.raises(RailwireError, match="reset"):
             b.new_imms(MAX_IMM)
         a.close()

@@ -146,7 +146,7 @@ class Plan:
 
     # ---- files -------------------------------------------------------------------------------------------------------
     def save(self, file: Path | BinaryIO) -> None:
-        """As a numpy archive. No pickle."""
+        """As a numpy archive of plain arrays: reading it runs nothing."""
         np.savez_compressed(
             file,
             header=np.frombuffer(self._header(), dtype=np.uint8),
