@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <fstream>
 
 namespace railwire {
@@ -47,9 +48,12 @@ std::string default_host(bool ipv6) {
 
 // The kernel says Mbit/s, and for virtual devices -1 or nothing.
 double gbps_of_interface(const std::string& name) {
+  // Text, not a number off the stream: that needs a locale, which crashes where two C++ libraries are loaded.
   std::ifstream file("/sys/class/net/" + name + "/speed");
-  double mbps = 0;
-  return file >> mbps && mbps > 0 ? mbps / 1000 : 0;
+  std::string line;
+  if (!std::getline(file, line)) return 0;
+  const double mbps = std::strtod(line.c_str(), nullptr);
+  return mbps > 0 ? mbps / 1000 : 0;
 }
 
 double gbps_of_host(const std::string& host) {
