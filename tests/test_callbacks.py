@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,6 +290,10 @@ def in_a_callback(two: Two, function: object) -> object:
     return ended[0]
 
 
+async def the_end(future: Any) -> None:
+    await future
+
+
 async def one_write(two: Two) -> None:
     await two.a.write(two.source, two.remote)
 
@@ -307,7 +312,7 @@ def test_waiting_in_a_callback_is_refused_at_once_and_spoils_nothing(two: Two) -
     callbacks would wait, too."""
     pending = two.a.counter(3).expect(1)
     waits = {
-        "await write": lambda: asyncio.run(one_write(two)),
+        "await": lambda: asyncio.run(the_end(pending)),  # of what is pending: a write may have ended before its await
         "await messages": lambda: asyncio.run(one_message(two)),
         "await lost": lambda: asyncio.run(the_loss(two)),
         "wait": lambda: pending.wait(20),
