@@ -15,6 +15,7 @@ import pytest
 from contract import Engine, Req
 from vllm.v1.request import RequestStatus
 
+from railwire.kvcache import Sender
 from railwire.testing import SimulatedFabric
 
 OK = RequestStatus.FINISHED_LENGTH_CAPPED
@@ -135,6 +136,13 @@ def test_a_preempted_prefill_goes_on_elsewhere(make: Make, fabric: SimulatedFabr
     quiet([prefiller, decoder])
 
 
+def under_way(sender: Sender) -> int:
+    """Writes of the sender's that have not ended."""
+    with sender.lock:
+        deliveries = list(sender._deliveries.values())
+        return sum(not transfer.done() for delivery in deliveries for transfer in delivery.under_way)
+
+
 def test_writes_under_way_hold_a_preemption(make: Make, fabric: SimulatedFabric) -> None:
     prefiller, decoder = make("prefill", chunk=4), make("decode")
     prefiller.add(prefill_leg(0, prompt(22)))
@@ -145,6 +153,9 @@ def test_writes_under_way_hold_a_preemption(make: Make, fabric: SimulatedFabric)
     fabric.hold()
     prefiller.step()
     prefiller.step()
+    assert prefiller.sending is not None
+    sender = prefiller.sending.sender
+    run([], lambda: under_way(sender) > 0)
     (req,) = prefiller.running
     prefiller.preempt(req)
     time_out = time.monotonic() + 0.2
@@ -167,14 +178,9 @@ def test_writes_under_way_hold_a_preemption_that_an_abort_has_followed(make: Mak
     decoder.add(decode_leg(0, prompt(22), prefiller))
     run([decoder], lambda: sender.open_tickets == 1)
 
-    def under_way() -> int:
-        with sender.lock:
-            deliveries = list(sender._deliveries.values())
-            return sum(not transfer.done() for delivery in deliveries for transfer in delivery.under_way)
-
     fabric.hold()
     prefiller.step()
-    run([], lambda: under_way() > 0)
+    run([], lambda: under_way(sender) > 0)
     (req,) = prefiller.running
     prefiller.preempt(req)
     prefiller.abort("p0")
@@ -182,7 +188,7 @@ def test_writes_under_way_hold_a_preemption_that_an_abort_has_followed(make: Mak
 
     def checked(blocks: list[int]) -> None:
         if blocks:
-            read_while_filled.append(under_way())
+            read_while_filled.append(under_way(sender))
         fill(blocks)
 
     prefiller._fill = checked  # type: ignore[method-assign]
