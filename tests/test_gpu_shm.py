@@ -40,6 +40,37 @@ def test_every_byte_arrives(device: str, other: str, legacy: bool) -> None:
     assert facts == {**MOVED, "child": 0, "end": True}
 
 
+HOST_TO_GPU = """
+import numpy as np
+from railwire import TransferEngine
+from railwire.cuda import GpuMemory
+
+nbytes = 5 << 20
+a, b = TransferEngine("cuda:0", nics=["shm"]), TransferEngine("cuda:1", nics=["shm"])
+source = np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
+memory = GpuMemory(nbytes, 1)
+memory.fill(np.zeros(nbytes, np.uint8))
+near, far = a.register(source), b.register(memory)
+a.connect(b.address)
+a.write(near[3 : nbytes - 5], far.descriptor[3 : nbytes - 5], imm=1).wait(20)
+b.counter(1).expect(1).wait(20)
+got, expected = np.zeros(nbytes, np.uint8), source.copy()
+memory.read_into(got)
+expected[:3] = expected[nbytes - 5 :] = 0
+assert (got == expected).all()
+a.close()
+b.close()
+"""
+
+
+def test_host_memory_arrives_in_gpu_memory_of_an_engine_in_the_same_process() -> None:
+    environment = fake_cuda_environment(DELAY_US=100)
+    done = subprocess.run(
+        [sys.executable, "-c", HOST_TO_GPU], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_peer_that_dies_ends_every_transfer() -> None:
     facts = run("cuda:0", "cuda:1", "kill", DELAY_US=500)
     assert facts == {**MOVED, "ended": 50, "again": True, "end": True}
