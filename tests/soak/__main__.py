@@ -99,7 +99,7 @@ class Processes:
                 self._gone(name)
                 continue
             beat = self.directory / f"{name}.beat"
-            last = float(beat.read_text() or born) if beat.exists() else born
+            last = float(beat.read_text()) if beat.exists() else born
             if now - last > SILENT_SECONDS:
                 self._hangs(name, f"has shown no sign of life for {now - last:.0f} s")
 

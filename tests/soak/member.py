@@ -391,7 +391,9 @@ async def live(member: Member, seconds: float) -> None:
     await member.open()
     beat = member.directory / f"{member.name}.beat"
     while time.monotonic() < end:
-        beat.write_text(str(time.monotonic()))
+        fresh = beat.with_suffix(".fresh")
+        fresh.write_text(str(time.monotonic()))
+        fresh.rename(beat)  # whoever looks never sees half of it
         await asyncio.sleep(0.5)
         dice = member.rng.random()
         if dice < 0.03:
