@@ -3,6 +3,7 @@ the answers must be those of a single process, whatever dies or leaves in betwee
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -13,7 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +29,9 @@ pytest.importorskip("prometheus_client", reason="the servers need prometheus-cli
 from typer.testing import CliRunner
 
 from railwire.cli import app
+from railwire.errors import ConnectError
 from railwire.runner import BlockPool, create, generate
+from railwire.serve import decode
 from railwire.serve.process import own_url
 from railwire.serve.text import StopText
 from railwire.topology import default_address
@@ -452,3 +457,41 @@ def test_an_unknown_log_level_is_refused_in_a_sentence() -> None:
     for command in ("prefill", "decode", "router"):
         result = CliRunner().invoke(app, ["serve", command, "--log-level", "loud"])
         assert result.exit_code == 2 and "debug, info, warning, error" in " ".join(result.output.split())
+
+
+def test_a_queued_request_is_announced_again_when_its_connection_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_AT_ONCE_SECONDS", 0.01)
+    monkeypatch.setattr(decode, "_LOOK_SECONDS", 0.01)
+    made: list[SimpleNamespace] = []
+    announced: list[SimpleNamespace] = []
+
+    async def connect(ranks: object, timeout: float) -> list[SimpleNamespace]:
+        if len(made) == 1:
+            made.append(SimpleNamespace(connected=False))
+            raise ConnectError("it is not back yet")
+        made.append(SimpleNamespace(connected=True))
+        return made[-1:]
+
+    async def main() -> None:
+        free = asyncio.Event()
+        worker = SimpleNamespace(
+            config=SimpleNamespace(liveness=1.0),
+            ranks=SimpleNamespace(connect=connect, announce=lambda links, _: announced.extend(links)),
+            _take_in_turn=lambda job: free.wait(),
+        )
+        worker._announce = partial(decode.DecodeWorker._announce, worker)
+        body = SimpleNamespace(request_id="r", prefiller=SimpleNamespace(ranks=()))
+        job = SimpleNamespace(body=body, deadline=time.monotonic() + 30, links=None)
+        queued = asyncio.create_task(decode.DecodeWorker._queue(worker, job))  # type: ignore[arg-type]
+        while not announced:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(announced) == 1, "again, and nothing had happened"
+        announced[0].connected = False
+        while len(announced) == 1:
+            await asyncio.sleep(0.01)
+        assert announced[1] is made[2] and job.links == [made[2]]
+        free.set()
+        await queued
+
+    asyncio.run(asyncio.wait_for(main(), 20))

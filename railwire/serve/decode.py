@@ -29,6 +29,7 @@ from railwire.serve.ranks import RankTickets, ReceiverRanks, partial_tickets
 
 _ALIVE_SECONDS = 2.0
 _AT_ONCE_SECONDS = 0.1  # whoever waits longer for blocks stands in a queue
+_LOOK_SECONDS = 1.0  # between looks whether whom a queued request was announced to is still connected
 _WRITE_SECONDS = 30.0
 
 Event = dict[str, Any]
@@ -223,11 +224,11 @@ class DecodeWorker:
         taking = asyncio.create_task(self._take_in_turn(job))
         try:
             await asyncio.wait([taking], timeout=_AT_ONCE_SECONDS)
-            if not taking.done() and job.body.prefiller is not None:
-                with contextlib.suppress(RailwireError):  # its ticket will say so, too
-                    job.links = await self.ranks.connect(job.body.prefiller.ranks, 2 * self.config.liveness)
-                    self.ranks.announce(job.links, job.body.request_id)
-            await asyncio.wait([taking], timeout=max(0.001, job.deadline - time.monotonic()))
+            while not taking.done() and (left := job.deadline - time.monotonic()) > 0:
+                # An announcement is worth as much as the connection that it went over.
+                if job.links is None or not all(link.connected for link in job.links):
+                    await self._announce(job)
+                await asyncio.wait([taking], timeout=min(left, _LOOK_SECONDS))
             if not taking.done():
                 raise LegError("its time was over before there were free KV blocks", blame="decoder", busy=True)
             taking.result()
@@ -235,6 +236,13 @@ class DecodeWorker:
             if not taking.done():
                 taking.cancel()
                 await asyncio.gather(taking, return_exceptions=True)
+
+    async def _announce(self, job: Job) -> None:
+        if job.body.prefiller is None:
+            return
+        with contextlib.suppress(RailwireError):  # its ticket will say so, too
+            job.links = await self.ranks.connect(job.body.prefiller.ranks, 2 * self.config.liveness)
+            self.ranks.announce(job.links, job.body.request_id)
 
     async def _take_in_turn(self, job: Job) -> None:
         async with self._turn:  # first come, first served: a large one is not passed by small ones for ever

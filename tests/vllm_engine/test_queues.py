@@ -14,6 +14,7 @@ from contract import Engine
 from test_contract import OK, decode_leg, prefill_leg, prompt, quiet, run
 from vllm.v1.request import RequestStatus
 
+from railwire import Peer
 from railwire.errors import ConnectTimeout, RailwireError
 from railwire.integrations.vllm.steps import Step
 from railwire.testing import SimulatedFabric
@@ -386,3 +387,28 @@ def test_two_queued_requests_with_one_name(make: Make) -> None:
     prefiller.abort("p0")
     full.over()
     quiet([prefiller])
+
+
+@pytest.mark.parametrize("who", ["prefill", "decode"])
+def test_a_connection_that_ends_while_a_request_stands_in_the_queue(make: Make, who: str) -> None:
+    """The decoder connects anew by itself, and says again that it is coming: it is waited for as before."""
+    engines = [make("prefill"), make("decode")]
+    prefiller, decoder = engines
+    full = [Full(engine) for engine in engines]
+    decoder.add(decode_leg(0, prompt(19), prefiller))
+    run(engines, lambda: announced(prefiller) == 1)
+    engine = (prefiller if who == "prefill" else decoder).engine
+    known: list[Peer] = []
+    for _ in range(2):
+        run(engines, lambda: any(peer not in known for peer in engine.peers) and announced(prefiller) == 1)
+        known.extend(engine.peers)
+        known[-1].close_async()
+    run(engines, lambda: any(peer not in known for peer in engine.peers) and announced(prefiller) == 1)
+    prefiller.add(prefill_leg(0, prompt(19)))
+    full[0].over()
+    steps(engines, QUEUED)
+    assert "d0" not in decoder.done
+    full[1].over()
+    run(engines, lambda: decoder.done.get("d0") == OK and prefiller.done.get("p0") == OK)
+    assert decoder.receiving is not None and not decoder.receiving._coming
+    quiet(engines)

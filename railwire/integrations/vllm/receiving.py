@@ -1,6 +1,7 @@
 """The decode side in a worker: tickets for the requests that wait for their KV.
 
-A request that stands in the scheduler's queue is announced to its prefiller; that is all, nothing is kept of it.
+A request that stands in the scheduler's queue is announced to its prefiller. An announcement is worth no more than the
+connection that it went over: it is repeated over the next one, which is made at once where the old one breaks.
 
 A request that has been scheduled: connecting -> waiting (its ticket is out) -> quiet (nobody can write its pages any
 more) -> reported, once. A cancel at any of these only hastens the next.
@@ -26,7 +27,6 @@ from railwire.integrations.vllm.stats import RailwireStats
 from railwire.kvcache import Link, Receiver, Ticket, TicketCancelled
 
 if TYPE_CHECKING:
-    from railwire.integrations.vllm.options import Prefiller
     from railwire.integrations.vllm.steps import Announce, Decline, Receive, Step
 
 log = init_logger("vllm.railwire")
@@ -42,6 +42,14 @@ class _Job(NamedTuple):
     run: Callable[[Link], None]
     failed: Callable[[BaseException], None]
     """Instead of ``run``, when it cannot be reached."""
+
+
+def _unreachable(error: BaseException) -> None:
+    # The tickets will fail, too; until then the prefiller waits as for any decoder.
+    log.info("railwire: a prefiller cannot be told who comes: %s", error)
+
+
+_NOTHING_MORE = _Job(lambda link: None, _unreachable)
 
 
 class _Receiving:
@@ -78,6 +86,10 @@ class Receiving:
         self._lock = threading.Lock()
         self._open: dict[str, _Receiving] = {}
         self._quiet: dict[str, BaseException | None] = {}
+        # By prefiller, the requests that stand in the queue here, each with the link over which it has been told so.
+        self._coming: dict[_Ranks, dict[str, Link | None]] = {}
+        self._watched: dict[_Ranks, Link] = {}
+        self._closed = False
         # By prefiller, what is to be said to it. It is in here as long as a thread serves it.
         self._jobs: dict[_Ranks, list[_Job]] = {}
         self._pool = ThreadPoolExecutor(_PREFILLERS, thread_name_prefix="railwire-connect")
@@ -93,8 +105,7 @@ class Receiving:
             self._decline(decline)
 
     # ---- by prefiller ------------------------------------------------------------------------------------------------
-    def _submit(self, prefiller: Prefiller, job: _Job) -> None:
-        ranks = prefiller.ranks
+    def _submit(self, ranks: _Ranks, job: _Job) -> None:
         with self._lock:
             queue = self._jobs.get(ranks)
             if queue is not None:
@@ -114,6 +125,8 @@ class Receiving:
                 error = failure
                 if not isinstance(failure, RailwireError | ValueError):
                     log.exception("railwire: a prefiller cannot be connected")
+            if link is not None:
+                self._tell_who_comes(ranks, link)
             with self._lock:
                 # With what has come in the meantime: a handshake in vain is not repeated for each of them.
                 jobs, self._jobs[ranks] = self._jobs[ranks], []
@@ -132,12 +145,41 @@ class Receiving:
 
     # ---- announcements and declines ----------------------------------------------------------------------------------
     def _announce(self, announce: Announce) -> None:
-        def failed(error: BaseException) -> None:
-            # Its ticket will fail, too; until then the prefiller waits as for any decoder.
-            log.info("railwire: cannot announce %s: %s", announce.transfer_id, error)
+        ranks = announce.prefiller.ranks
+        with self._lock:
+            self._coming.setdefault(ranks, {})[announce.transfer_id] = None
+        self._submit(ranks, _NOTHING_MORE)  # a connection is all that it takes
 
-        job = _Job(lambda link: self.receiver.announce(link, announce.transfer_id), failed)
-        self._submit(announce.prefiller, job)
+    def _comes(self, ranks: _Ranks, transfer_id: str) -> None:
+        """What is said next says more than an announcement."""
+        with self._lock:
+            coming = self._coming.get(ranks, {})
+            coming.pop(transfer_id, None)
+            if not coming:
+                self._coming.pop(ranks, None)
+
+    def _tell_who_comes(self, ranks: _Ranks, link: Link) -> None:
+        with self._lock:
+            coming = self._coming.get(ranks, {})
+            untold = [transfer_id for transfer_id, told in coming.items() if told is not link]
+            coming.update(dict.fromkeys(untold, link))
+            watch = bool(untold) and self._watched.get(ranks) is not link
+            if watch:
+                self._watched[ranks] = link
+        for transfer_id in untold:
+            self.receiver.announce(link, transfer_id)
+        if watch:
+            for source in link.sources:
+                source.peer.lost.add_done_callback(lambda _: self._lost(ranks, link))
+
+    def _lost(self, ranks: _Ranks, link: Link) -> None:
+        with self._lock:
+            if self._watched.get(ranks) is not link:
+                return  # another rank of it was lost before
+            del self._watched[ranks]
+            if self._closed or ranks not in self._coming:
+                return
+        self._submit(ranks, _NOTHING_MORE)
 
     def _decline(self, decline: Decline) -> None:
         def failed(error: BaseException) -> None:
@@ -145,7 +187,8 @@ class Receiving:
             log.info("railwire: cannot decline %s: %s", decline.transfer_id, error)
 
         job = _Job(lambda link: self.receiver.decline(link, decline.transfer_id, decline.reason), failed)
-        self._submit(decline.prefiller, job)
+        self._comes(decline.prefiller.ranks, decline.transfer_id)
+        self._submit(decline.prefiller.ranks, job)
 
     # ---- tickets -----------------------------------------------------------------------------------------------------
     def _receive(self, wanted: Receive) -> None:
@@ -153,7 +196,8 @@ class Receiving:
         with self._lock:
             self._open[wanted.request_id] = receiving
         job = _Job(lambda link: self._fetch(link, receiving), lambda error: self._ended(receiving, error))
-        self._submit(wanted.prefiller, job)
+        self._comes(wanted.prefiller.ranks, wanted.transfer_id)
+        self._submit(wanted.prefiller.ranks, job)
 
     def _fetch(self, link: Link, receiving: _Receiving) -> None:
         wanted = receiving.wanted
@@ -221,5 +265,7 @@ class Receiving:
             return len(self._open)
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.receiver.close()
