@@ -48,7 +48,10 @@ class Counter:
         if not timeout > 0:
             raise ValueError(f"timeout must be positive, not {timeout}")
         self._engine._check_open()
-        ids = [] if peers is None else [peer.id for peer in peers]
+        ids = []
+        for peer in peers or ():
+            self._engine._check_ours(peer)
+            ids.append(peer.id)
         if peers is not None and not ids:
             raise ValueError("peers must name at least one peer, or be None")
         return Expectation(

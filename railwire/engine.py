@@ -24,6 +24,7 @@ from railwire.errors import (
     PeerLostError,
     RailwireError,
     StaleAddressError,
+    check_seconds,
 )
 from railwire.handshake import Connector, Pair
 from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, ScatterTarget
@@ -102,6 +103,8 @@ class TransferEngine:
         self._watchers: dict[int, Watcher] = {}
         self._triggers: dict[int, Trigger] = {}
         self._next_imm = 1 + secrets.randbelow(MAX_IMM // 2)
+        if cpu is not None and cpu < 0:
+            raise ConfigurationError(f"cpu={cpu}: cores are counted from 0; None pins to none")
         self._tag = dispatcher.register_engine(self)
         ordinal = topology.parse_device(device)
         all_options = {**(options or {}), **({} if ordinal is None else {"gpu": str(ordinal)})}
@@ -165,7 +168,8 @@ class TransferEngine:
         if problem := host.files_problem(self.name):
             raise ConnectError(problem)
         try:
-            peer = self._connector.connect(target._message, 2 * self.liveness if timeout is None else timeout)
+            seconds = 2 * self.liveness if timeout is None else check_seconds(timeout)
+            peer = self._connector.connect(target._message, seconds)
         except ConnectError:
             self._check_open()  # closed meanwhile: no fault of the peer's
             raise
@@ -184,8 +188,7 @@ class TransferEngine:
         """Peers that are addressed together. Raises PeerLostError if one is not connected, ValueError for doubles."""
         self._check_open()
         for peer in peers:
-            if peer._engine is not self:
-                raise ValueError(f"{peer!r} belongs to another engine")
+            self._check_ours(peer)
             peer.check()
         if len({peer.id for peer in peers}) != len(peers):
             raise ValueError("a peer group names each peer once")
@@ -338,6 +341,7 @@ class TransferEngine:
             ValueError: a target of a peer outside the group.
         """
         self._check_local(src.region)
+        self._check_ours(group)
         native = []
         for target in targets:
             index = group._member(target.dst)
@@ -353,6 +357,7 @@ class TransferEngine:
 
     def barrier(self, group: PeerGroup, imm: int, *, after: Any = None) -> Transfer:
         """One arrival at counter ``imm`` of every peer of the group, and nothing else."""
+        self._check_ours(group)
         return self._transfer(_native.barrier, group._natives, _imm(imm), cuda.mark(after, self.device))
 
     # ---- counters ----------------------------------------------------------------------------------------------------
@@ -393,6 +398,7 @@ class TransferEngine:
             ValueError: too long. Write such data into a registered region instead.
         """
         self._check_open()
+        self._check_ours(peer)
         peer.check()
         data = bytes(message)
         if len(data) > MAX_MESSAGE_BYTES:
@@ -428,6 +434,8 @@ class TransferEngine:
         Values in between may be skipped. With a CUDA device the word is mapped for its kernels.
         """
         self._check_open()
+        if not callable(callback):
+            raise TypeError(f"{callback!r} cannot be called")
         if self.device != "cpu":
             _native.expect_gpu_words()
         watcher = Watcher(self, self._native.watch(), callback)
@@ -520,6 +528,10 @@ class TransferEngine:
         if region._engine is not self:
             raise ValueError(f"{region!r} is registered with engine {region._engine.name}, not with {self.name}")
         region.check_open()
+
+    def _check_ours(self, other: Peer | PeerGroup) -> None:
+        if getattr(other, "_engine", None) is not self:
+            raise ValueError(f"{other!r} belongs to another engine than {self.name}")
 
     def _transfer(self, function: Callable[..., _native.Operation], *args: Any) -> Transfer:
         self._check_open()

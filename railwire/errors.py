@@ -110,3 +110,10 @@ class WriterLost(ExpectationError, PeerLostError):
 
 class ExpectationCancelled(ExpectationError):
     """cancel() was called."""
+
+
+def check_seconds(timeout: float) -> float:
+    """What is no number is no time: a comparison with it never comes true, so nothing would ever be late."""
+    if timeout != timeout:
+        raise ValueError("a timeout is a number of seconds, not nan")
+    return timeout

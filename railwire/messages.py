@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from railwire.dispatcher import dispatcher
-from railwire.errors import ClosedError
+from railwire.errors import ClosedError, check_seconds
 from railwire.transfer import resolve
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class MessageQueue:
     def get(self, timeout: float | None) -> Item:
         """Raises TimeoutError, ClosedError, and RuntimeError on the dispatcher, which brings the messages."""
         with self._condition:
+            if timeout is not None:
+                check_seconds(timeout)
             if timeout != 0 and not self._items and not self._closed:
                 dispatcher.check_elsewhere("receive()")
             if not self._condition.wait_for(lambda: self._items or self._closed, timeout):

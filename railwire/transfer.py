@@ -30,6 +30,7 @@ from railwire.errors import (
     TransferError,
     WriterFailed,
     WriterLost,
+    check_seconds,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Future(Generic[T]):
         if timeout != 0 and not self._operation.done():
             self._engine._check_process()
             dispatcher.check_elsewhere("wait()")
-        if not self._operation.wait(_FOREVER if timeout is None else max(timeout, 0.0)):
+        if not self._operation.wait(_FOREVER if timeout is None else max(check_seconds(timeout), 0.0)):
             raise TimeoutError(f"{self!r} is still pending after {timeout} s")
         return self._value() if self._operation.state == _DONE else self.result()
 

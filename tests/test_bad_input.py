@@ -59,6 +59,7 @@ def bench() -> Iterator[Bench]:
     made.fabric.close()
 
 
+NAN = float("nan")
 CALLS: dict[str, tuple[type[Exception], Callable[[Bench], Any]]] = {
     "write of other length": (ValueError, lambda b: b.near.write(b.source[:10], b.remote[:11])),
     "read of other length": (ValueError, lambda b: b.near.read(b.remote[:11], b.source[:10])),
@@ -105,6 +106,19 @@ CALLS: dict[str, tuple[type[Exception], Callable[[Bench], Any]]] = {
     ),
     "a group with doubles": (ValueError, lambda b: b.near.peer_group([b.peer, b.peer])),
     "a group of another engine's peers": (ValueError, lambda b: b.far.peer_group([b.peer])),
+    "a scatter to another engine's group": (
+        ValueError,
+        lambda b: b.far.scatter(b.near.peer_group([b.peer]), b.target, []),
+    ),
+    "a barrier of another engine's group": (ValueError, lambda b: b.far.barrier(b.near.peer_group([b.peer]), 1)),
+    "a message to another engine's peer": (ValueError, lambda b: b.far.send(b.peer, b"")),
+    "an expectation of another engine's peer": (ValueError, lambda b: b.far.counter(1).expect(1, peers=[b.peer])),
+    "an expectation of a name": (ValueError, lambda b: b.far.counter(1).expect(1, peers=["near"])),  # type: ignore[list-item]
+    "a word that calls nothing": (TypeError, lambda b: b.near.watch(None)),  # type: ignore[arg-type]
+    "a connect without a number of seconds": (ValueError, lambda b: b.near.connect(b.stranger.address, NAN)),
+    "a receive without a number of seconds": (ValueError, lambda b: b.near.receive(NAN)),
+    "a wait without a number of seconds": (ValueError, lambda b: b.near.counter(1).expect(1).wait(NAN)),
+    "an expectation without a number of seconds": (ValueError, lambda b: b.near.counter(1).expect(1, timeout=NAN)),
     "a stranger's descriptor": (
         DescriptorError,
         lambda b: b.near.write(b.source, b.stranger.register(np.zeros(1000, np.uint8)).descriptor),
@@ -155,6 +169,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no liveness": {"liveness": 0},
     "a liveness of a day": {"liveness": 86400.0},
     "a core that does not exist": {"cpu": 4095},
+    "a core below the first": {"cpu": -1},
     "a device that does not exist": {"device": "tpu:0", "nics": "auto"},
     "a link depth of nothing": {"options": {"link_depth": "0"}},
 }
