@@ -18,7 +18,7 @@ MOVED = {"pages": True, "whole": True, "read": True}
 
 def run(device: str, other: str, what: str = "", **faults: object) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(PAIR), "a", device, other, what],
+        [sys.executable, str(PAIR), "a", device, other, what, "shm"],
         env=fake_cuda_environment(**faults),
         capture_output=True,
         text=True,
@@ -87,7 +87,7 @@ def test_memory_that_is_closed_is_fenced_and_gets_an_error() -> None:
         ({"NO_IPC": 1}, "CUDA"),
         ({"NO_IPC": 1, "NO_VMM": 1}, "PID and IPC namespace"),
         ({"NO_PEER": 1, "NO_VMM": 1}, "peer"),
-        ({"FAIL_AT": 2}, "an illegal memory access was encountered"),
+        ({"FAIL_AT": 1}, "an illegal memory access was encountered"),
     ],
     ids=["no descriptors", "no ipc", "no peer access", "a copy fails"],
 )

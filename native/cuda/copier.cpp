@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 namespace railwire::cuda {
@@ -94,21 +93,28 @@ size_t Copier::submit(std::span<const Piece> pieces) {
   if (slot_batch_[next_slot_] > finished()) return 0;
   const bool engines = pieces.front().length >= options_.engine_bytes;
   size_t taken = 0;
-  chunks_.clear();
+  // The list is made where it is uploaded from.
+  Piece* const list = reinterpret_cast<Piece*>(pinned_->data() + kWordBytes) + next_slot_ * kSlotPieces;
+  size_t chunks = 0;
   const uint64_t chunk = chunk_bytes(pieces);
   for (; taken < pieces.size(); ++taken) {
     Piece piece = pieces[taken];
     if ((piece.length >= options_.engine_bytes) != engines) break;  // the next batch
     if (engines) {
       if (taken == 64) break;
-      chunks_.push_back(piece);
+      list[chunks++] = piece;
       continue;
     }
-    const size_t parts = std::max<uint64_t>(1, (piece.length + chunk - 1) / chunk);
-    if (chunks_.size() + parts > kSlotPieces) break;
+    if (piece.length <= chunk) {
+      if (chunks == kSlotPieces) break;
+      list[chunks++] = piece;
+      continue;
+    }
+    const size_t parts = (piece.length + chunk - 1) / chunk;
+    if (chunks + parts > kSlotPieces) break;
     for (size_t part = 0; part < parts; ++part) {
       const uint64_t length = std::min<uint64_t>(piece.length, chunk);
-      chunks_.push_back({piece.source, piece.destination, length});
+      list[chunks++] = {piece.source, piece.destination, length};
       piece.source += length;
       piece.destination += length;
       piece.length -= length;
@@ -116,7 +122,7 @@ size_t Copier::submit(std::span<const Piece> pieces) {
   }
   try {
     const Device::Current current(*device_);
-    if (!(engines ? by_engines(chunks_) : by_kernel(chunks_))) return 0;
+    if (!(engines ? by_engines({list, chunks}) : by_kernel({list, chunks}))) return 0;
   } catch (const CudaError& error) {
     failure_ = error.what();
     return 0;
@@ -146,10 +152,8 @@ bool Copier::by_kernel(std::span<const Piece> chunks) {
   } else {
     const size_t bytes = chunks.size() * sizeof(Piece);
     const size_t offset = next_slot_ * kSlotPieces * sizeof(Piece);
-    std::byte* staged = pinned_->data() + kWordBytes + offset;
-    std::memcpy(staged, chunks.data(), bytes);
     DevicePointer list = lists_ + offset;
-    if (!ok(cuda.copy_to_device(list, staged, bytes, stream_), "uploading a copy list")) return false;
+    if (!ok(cuda.copy_to_device(list, chunks.data(), bytes, stream_), "uploading a copy list")) return false;
     void* arguments[] = {&list, &count, &blocks_done_, &word, &value};
     if (!ok(cuda.launch(copy_, blocks, 1, 1, std::max(1u, warps) * 32, 1, 1, 0, stream_, arguments, nullptr),
             "launching the copy kernel")) {

@@ -16,7 +16,6 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <vector>
 
 #include "cuda/copy_piece.h"
 #include "cuda/device.h"
@@ -68,7 +67,6 @@ class Copier {
   DevicePointer lists_ = 0;               // kSlots lists of kSlotPieces
   DevicePointer blocks_done_ = 0;         // the kernels' own counter
   std::unique_ptr<PinnedMemory> pinned_;  // the word, then the lists as they are uploaded
-  std::vector<Piece> chunks_;
   uint64_t slot_batch_[kSlots] = {};
   size_t next_slot_ = 0;
   uint64_t submitted_ = 0;

@@ -65,6 +65,7 @@ struct RemoteAccess {
   struct Key {
     uint64_t base = 0;
     uint64_t rkey = 0;
+    bool takes_lists = false;
   };
   std::shared_ptr<const Peer> peer;  // null in tests of what needs none
   uint64_t region_id = 0;

@@ -185,7 +185,7 @@ RemoteAccess::Key Engine::import_blob(uint32_t nic, const std::vector<std::byte>
     if (known != imports_.end()) {
       if (auto imported = known->second.lock()) {
         keep.push_back(imported);
-        return {imported->memory.base, imported->memory.rkey};
+        return {imported->memory.base, imported->memory.rkey, imported->memory.takes_lists};
       }
     }
   }
@@ -197,7 +197,7 @@ RemoteAccess::Key Engine::import_blob(uint32_t nic, const std::vector<std::byte>
     imports_[{nic, blob}] = imported;
     keep.push_back(std::move(imported));
   }
-  return {memory.base, memory.rkey};
+  return {memory.base, memory.rkey, memory.takes_lists};
 }
 
 std::shared_ptr<const RemoteAccess> Engine::reach(const std::shared_ptr<Peer>& peer, RemoteKeys& keys) {

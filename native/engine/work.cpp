@@ -196,7 +196,47 @@ void PageSource::redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds&
 }
 
 size_t PageSource::fill(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
+  if (takes_lists(ends)) return fill_lists(ends, context, out);
   return fragments_.empty() ? fill_whole_pages(ends, context, out) : fill_fragments(ends, context, out);
+}
+
+bool PageSource::takes_lists(const LinkEnds& ends) const {
+  return fragment_ == 0 && page_bytes_ > 0 && page_bytes_ <= kLongestList / 2 &&
+         fragments_.size() <= kLongestListEntries / 2 && remote_->keys[ends.index].takes_lists &&
+         region_->registrations[ends.local_nic].takes_lists;
+}
+
+size_t PageSource::fill_lists(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
+  const auto& key = remote_->keys[ends.index];
+  const bool weighted = immediate_id_ >= 0 && trailing_units_ == 0;
+  const uint32_t id = static_cast<uint32_t>(std::max<int64_t>(immediate_id_, 0));
+  whole_ = {0, 0, page_bytes_};
+  const std::span<const Fragment> stretches = fragments_.empty() ? std::span(&whole_, 1) : std::span(fragments_);
+  const uint64_t most = std::clamp<uint64_t>(
+      std::min(kLongestList / page_bytes_, kLongestListEntries / stretches.size()), 1, kMaxMergedPages);
+  const size_t pages = local_.indices.size();
+  size_t n = 0;
+  for (; n < out.size() && page_ < pages; ++n) {
+    const auto count = static_cast<uint32_t>(std::min<uint64_t>(most, pages - page_));
+    lists_.push_front({.local_pages = local_.indices.data() + page_,
+                       .remote_pages = dst_.indices.data() + page_,
+                       .stretches = stretches.data(),
+                       .local_stride = local_.stride,
+                       .remote_stride = dst_.stride,
+                       .pages = count,
+                       .stretch_count = static_cast<uint32_t>(stretches.size())});
+    out[n] = {.local = region_->at(local_.offset),
+              .local_key = region_->registrations[ends.local_nic].local,
+              .remote = key.base + dst_.offset,
+              .rkey = key.rkey,
+              .length = count * page_bytes_,
+              .flags = weighted ? WorkRequest::kImmediate : WorkRequest::kWrite,
+              .immediate = weighted ? encode_immediate(id, count * kUnitsPerArrival) : 0,
+              .context = context,
+              .list = &lists_.front()};
+    page_ += count;
+  }
+  return n;
 }
 
 size_t PageSource::fill_whole_pages(const LinkEnds& ends, void* context, std::span<WorkRequest> out) {
@@ -225,6 +265,7 @@ size_t PageSource::fill_whole_pages(const LinkEnds& ends, void* context, std::sp
       }
     }
     WorkRequest& wr = out[n];
+    wr.list = nullptr;
     wr.local = local_base + first_local * local_.stride;
     wr.local_key = local_key;
     wr.remote = remote_base + first_remote * dst_.stride;
@@ -246,6 +287,7 @@ size_t PageSource::fill_fragments(const LinkEnds& ends, void* context, std::span
   while (n < out.size() && page_ < local_.indices.size()) {
     const Fragment& fragment = fragments_[fragment_];
     WorkRequest& wr = out[n++];
+    wr.list = nullptr;
     wr.local = region_->at(local_.offset + local_.indices[page_] * local_.stride + fragment.local);
     wr.local_key = region_->registrations[ends.local_nic].local;
     wr.remote = key.base + dst_.offset + dst_.indices[page_] * dst_.stride + fragment.remote;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <forward_list>
 #include <memory>
 #include <span>
 #include <utility>
@@ -21,6 +22,8 @@ inline constexpr uint64_t kStripeBytes = 32 * 1024;      // a write is cut for s
 inline constexpr uint64_t kChunkBytes = 64ull << 20;     // no WR needs to be longer: keeps a link's progress visible
 inline constexpr uint64_t kLongestPart = 256ull << 20;   // but may be, if that saves the trailing immediate
 inline constexpr uint64_t kLongestMerge = 1ull << 20;    // merged pages beyond this gain nothing
+inline constexpr uint64_t kLongestList = 2ull << 20;     // what a WR with a list of pages carries
+inline constexpr uint32_t kLongestListEntries = 1024;    // stretches of all its pages
 inline constexpr uint64_t kGatheredBytes = 256 * 1024;   // that one immediate tells of at most
 inline constexpr uint32_t kMaxParts = kUnitsPerArrival;  // weights are whole sixteenths
 
@@ -135,7 +138,8 @@ struct PageSide {
   uint64_t run_stride = 0;
 };
 
-// Page lists. Each page is one arrival; pages that are contiguous on both sides share a WR.
+// Page lists. Each page is one arrival; pages that are contiguous on both sides share a WR, and where both memories
+// take lists, any pages do.
 class PageSource final : public WorkSource {
  public:
   PageSource(std::shared_ptr<Region> region, PageSide local, std::shared_ptr<const RemoteAccess> remote, PageSide dst,
@@ -150,11 +154,9 @@ class PageSource final : public WorkSource {
   void redirect(WorkRequest& wr, const LinkEnds& from, const LinkEnds& to) const override;
 
  private:
-  struct Fragment {  // a stretch of one page that is contiguous on both sides
-    uint64_t local;
-    uint64_t remote;
-    uint64_t length;
-  };
+  using Fragment = PageList::Stretch;  // of one page, contiguous on both sides
+  bool takes_lists(const LinkEnds& ends) const;
+  size_t fill_lists(const LinkEnds& ends, void* context, std::span<WorkRequest> out);
   size_t fill_whole_pages(const LinkEnds& ends, void* context, std::span<WorkRequest> out);
   size_t fill_fragments(const LinkEnds& ends, void* context, std::span<WorkRequest> out);
 
@@ -165,7 +167,9 @@ class PageSource final : public WorkSource {
   uint64_t page_bytes_;
   int64_t immediate_id_;
   uint64_t merge_pages_ = 1;
-  std::vector<Fragment> fragments_;  // of every page alike; empty: a page is one WR
+  std::forward_list<PageList> lists_;  // of the WRs that carry one
+  Fragment whole_;                     // a page that is one WR
+  std::vector<Fragment> fragments_;    // of every page alike; empty: a page is one WR
   size_t page_ = 0;
   size_t fragment_ = 0;
   uint64_t trailing_units_ = 0;

@@ -82,7 +82,7 @@ void HostGpu::open_copier() {
     device_ = cuda::Device::open(ordinal_);
     bounces_ = std::make_unique<cuda::PinnedMemory>(device_, kBounces * kBounceBytes);
     for (int i = 0; i < static_cast<int>(kBounces); ++i) free_bounces_.push_back(i);
-    copier_ = std::make_unique<cuda::Copier>(device_);
+    copier_ = std::make_unique<cuda::Copier>(device_, cuda::CopierOptions{.multiprocessors = options_.multiprocessors});
   } catch (const cuda::CudaError& error) {
     fail(error.what());
   }
@@ -125,10 +125,11 @@ void HostGpu::map(uint64_t key, const HostGpuBlob& blob, bool same_process, cons
   Import import;
   import.owner = blob.owner;
   try {
-    if (same_process) {
-      // Handles of one's own cannot be opened; the address does as it is, once the GPUs may reach each other.
-      const int theirs = cuda::device_of(reinterpret_cast<const void*>(blob.address));
-      if (theirs < 0) fail("the memory of a peer in this process is no GPU's any more");
+    const int theirs = same_process ? cuda::device_of(reinterpret_cast<const void*>(blob.address)) : ordinal_;
+    if (theirs < 0) fail("the memory of a peer in this process is no GPU's any more");
+    if (same_process && (theirs == ordinal_ || blob.range.kind != cuda::ShareKind::kDescriptors)) {
+      // IPC handles of one's own cannot be opened; the address does as it is, once the GPUs may reach each other.
+      // Virtual memory is not part of that: it has to be mapped for our GPU, as in another process.
       if (theirs != ordinal_) cuda::allow_peer(*device_, *cuda::Device::open(theirs));
       import.address = blob.address;
     } else {

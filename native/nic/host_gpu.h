@@ -17,6 +17,7 @@
 
 #include "cuda/copier.h"
 #include "cuda/sharing.h"
+#include "nic/gpu_options.h"
 #include "nic/host_frames.h"
 #include "nic/nic.h"
 
@@ -39,8 +40,7 @@ class HostGpu {
   static constexpr size_t kBounceBytes = 1 << 20;
   static constexpr size_t kBounces = 8;
 
-  // `ordinal`: the engine's GPU; -1: it has none.
-  explicit HostGpu(int ordinal) : ordinal_(ordinal) {}
+  explicit HostGpu(const GpuOptions& options) : ordinal_(options.ordinal), options_(options) {}
 
   // ---- set-up; any thread -------------------------------------------------------------------------------------------
   // Why this memory cannot be shared; empty: it can.
@@ -60,7 +60,7 @@ class HostGpu {
 
   // ---- the driver's -------------------------------------------------------------------------------------------------
   // Whether pieces given now should wait for more: enough is under way to keep the GPU busy.
-  bool busy() const { return copier_->submitted() - copier_->finished_so_far() >= 2; }
+  bool busy() const { return copier_->submitted() - copier_->finished_so_far() >= 3; }
   // Copies a prefix; it has ended when finished() reaches submitted() as of now. 0: no room now, or failed().
   size_t copy(std::span<const cuda::Piece> pieces) { return copier_->submit(pieces); }
   uint64_t submitted() const { return copier_ ? copier_->submitted() : 0; }
@@ -83,7 +83,8 @@ class HostGpu {
     uint32_t uses = 0;
   };
 
-  const int ordinal_;
+  const int ordinal_;  // the engine's GPU; -1: it has none
+  const GpuOptions options_;
   mutable std::mutex mutex_;
   std::shared_ptr<cuda::Device> device_;
   std::map<uint64_t, cuda::Exported> own_;

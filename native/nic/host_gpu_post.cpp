@@ -37,7 +37,62 @@ void HostLink::choose_gpu_way(Work& work, bool remote_gpu, const RegionRange& ra
     }
     work.gpu = last_gpu_ + (request.remote - range.base);
   }
+  if (request.list) {
+    if (!remote_gpu || !request.local_key || !list_allowed(request, range)) {
+      work.status = Status::kRemoteAccess;
+      work.error = EACCES;
+      return;
+    }
+    work.pieces = request.list->pages * request.list->stretch_count;
+  }
   work.way = remote_gpu && request.local_key ? Way::kGpu : Way::kBounce;
+}
+
+// Whether all pages lie within the peer's region.
+bool HostLink::list_allowed(const WorkRequest& request, const RegionRange& range) const {
+  const PageList& list = *request.list;
+  const uint64_t room = range.length - (request.remote - range.base);
+  uint64_t reach = 0;  // of a page, beyond where it begins
+  for (uint32_t s = 0; s < list.stretch_count; ++s) {
+    const PageList::Stretch& stretch = list.stretches[s];
+    if (stretch.remote > room || stretch.length > room - stretch.remote) return false;
+    reach = std::max(reach, stretch.remote + stretch.length);
+  }
+  const uint32_t last = *std::max_element(list.remote_pages, list.remote_pages + list.pages);
+  uint64_t begin;
+  return !__builtin_mul_overflow(uint64_t{last}, list.remote_stride, &begin) && begin <= room - reach;
+}
+
+// What the copier has not got yet of a work request. Neighbours that are contiguous on both sides become one piece.
+void HostLink::add_pieces(const Work& work) {
+  const WorkRequest& request = work.request;
+  const auto local = reinterpret_cast<uint64_t>(request.local);
+  const bool read = request.flags & WorkRequest::kRead;
+  std::vector<cuda::Piece>& pieces = nic_.pieces_;
+  std::vector<uint32_t>& entries = nic_.piece_entries_;
+  const auto add = [&](uint64_t from, uint64_t to, uint64_t length) {
+    pieces.push_back({read ? to : from, read ? from : to, length});
+    entries.push_back(1);
+  };
+  if (!request.list) return add(local, work.gpu, request.length);
+  const PageList& list = *request.list;
+  const size_t first = pieces.size();
+  for (uint32_t i = work.given; i < work.pieces; ++i) {
+    const uint32_t page = list.stretch_count == 1 ? i : i / list.stretch_count;
+    const PageList::Stretch& stretch = list.stretches[list.stretch_count == 1 ? 0 : i % list.stretch_count];
+    const uint64_t from = local + list.local_pages[page] * list.local_stride + stretch.local;
+    const uint64_t to = work.gpu + list.remote_pages[page] * list.remote_stride + stretch.remote;
+    if (pieces.size() > first) {
+      cuda::Piece& before = pieces.back();
+      if (before.source + before.length == (read ? to : from) &&
+          before.destination + before.length == (read ? from : to)) {
+        before.length += stretch.length;
+        ++entries.back();
+        continue;
+      }
+    }
+    add(from, to, stretch.length);
+  }
 }
 
 // Gives the copier what can go in one batch. While it has enough to do, WRs gather here: many short ones then share a
@@ -55,19 +110,21 @@ bool HostLink::start_gpu() {
     break_now(ECONNRESET);
     return false;
   }
-  std::vector<cuda::Piece>& pieces = nic_.pieces_;
-  pieces.clear();
-  for (uint64_t i = next_; i != end_ && pieces.size() < kMostPieces; ++i) {
+  nic_.pieces_.clear();
+  nic_.piece_entries_.clear();
+  for (uint64_t i = next_; i != end_ && nic_.pieces_.size() < kMostPieces; ++i) {
     Work& work = at(i);
     if (work.way == Way::kUnknown && work.status == Status::kOk) choose_way(work);
     if (work.way != Way::kGpu || work.status != Status::kOk) break;
-    const WorkRequest& request = work.request;
-    const auto local = reinterpret_cast<uint64_t>(request.local);
-    const bool read = request.flags & WorkRequest::kRead;
-    pieces.push_back({read ? work.gpu : local, read ? local : work.gpu, request.length});
+    add_pieces(work);
   }
-  const size_t taken = gpu.copy(pieces);
-  for (size_t i = 0; i < taken; ++i) at(next_++).batch = gpu.submitted();
+  const size_t taken = gpu.copy(nic_.pieces_);
+  for (size_t i = 0; i < taken; ++i) {
+    Work& work = at(next_);
+    work.batch = gpu.submitted();
+    work.given += nic_.piece_entries_[i];
+    if (work.given == work.pieces) ++next_;
+  }
   if (taken) last_batch_ = gpu.submitted();
   return taken > 0 || gpu.failed();
 }
@@ -162,6 +219,7 @@ RemoteMemory HostNic::import_memory(std::span<const std::byte> blob) {
     fetch_chunks(name, memory.rkey, fds, sizes);
   });
   memory.handle = reinterpret_cast<void*>(memory.rkey);
+  memory.takes_lists = true;
   return memory;
 }
 

@@ -177,9 +177,10 @@ class HostNic final : public Nic {
   size_t mapped_ = 0;  // HostMapping objects of all peers
   std::vector<Completion> held_;
   size_t next_held_ = 0;
-  std::vector<std::byte> arena_;     // messages that poll() handed out last
-  CmaList list_;                     // 32 KiB of scratch
-  std::vector<cuda::Piece> pieces_;  // scratch
+  std::vector<std::byte> arena_;         // messages that poll() handed out last
+  CmaList list_;                         // 32 KiB of scratch
+  std::vector<cuda::Piece> pieces_;      // scratch
+  std::vector<uint32_t> piece_entries_;  // scratch: how many of a list's stretches each of them is
 };
 
 class HostLink final : public Link {
@@ -212,6 +213,8 @@ class HostLink final : public Link {
     uint64_t wait_for = 0;    // and where it ends: done when the peer has consumed so far
     std::byte* to = nullptr;  // kMapped
     uint64_t gpu = 0;         // kGpu, kBounce: the peer's memory, where it is a GPU's
+    uint32_t pieces = 1;      // kGpu: stretches of pages, if it has a list,
+    uint32_t given = 0;       // of which the copier has so many
     uint64_t batch = 0;       // of the copier: done when it has finished so far; 0: not given to it
     int bounce = -1;          // kBounce: the pinned buffer
     bool told = false;        // kGpu: its immediate is in the ring
@@ -242,6 +245,8 @@ class HostLink final : public Link {
 
   // host_gpu_post.cpp: where a side is a GPU's memory
   void choose_gpu_way(Work& work, bool remote_gpu, const RegionRange& range);
+  bool list_allowed(const WorkRequest& request, const RegionRange& range) const;
+  void add_pieces(const Work& work);
   bool start_gpu();
   bool bounce(Work& work);
   bool bounce_by_cpu(Work& work, bool to_bounce, uint64_t length);

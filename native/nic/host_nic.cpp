@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
@@ -28,12 +27,6 @@ uint64_t kernel_id() {
   uint64_t hash = 0xcbf29ce484222325;
   for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
-}
-
-// The engine's GPU, which TransferEngine names in the option "gpu"; -1: none.
-int gpu_option(const std::map<std::string, std::string>& options) {
-  const auto found = options.find("gpu");
-  return found == options.end() ? -1 : std::atoi(found->second.c_str());
 }
 
 }  // namespace
@@ -62,7 +55,7 @@ std::string to_hex(const HostToken& token) {
 }
 
 HostNic::HostNic(const std::map<std::string, std::string>& options)
-    : name_(random_token()), gpu_(gpu_option(options)), arena_(kArenaBytes) {
+    : name_(random_token()), gpu_(gpu_options(options)), arena_(kArenaBytes) {
   listener_ = HostSocket::listen("railwire-shm-" + to_hex(name_));
   epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_) throw NicError(std::string("shm: cannot make an epoll descriptor: ") + std::strerror(errno));
@@ -119,7 +112,10 @@ Registration HostNic::register_memory(const MemorySpec& memory) {
     }
     try {
       // `local` is not null: the CPU must not touch it.
-      return {.handle = reinterpret_cast<void*>(key), .local = &gpu_, .blob = gpu_.share(memory, base, key, name_)};
+      return {.handle = reinterpret_cast<void*>(key),
+              .local = &gpu_,
+              .takes_lists = true,
+              .blob = gpu_.share(memory, base, key, name_)};
     } catch (...) {
       std::lock_guard lock(mutex_);
       table_.remove(key);

@@ -203,6 +203,8 @@ bool HostNic::nothing_to_do() {
   for (HostLink* link : hot_links_) {
     if (link->last_batch_ && link->gpu_under_way()) return false;
     if (!link->up_) continue;
+    // What a GPU has just copied has to be told: nothing else would wake us for it.
+    if (link->first_ != link->next_ && link->at(link->first_).batch) return false;
     if (!link->in_.empty() || link->peer_->dead) return false;
     if (link->in_.header().producer_closed.load(std::memory_order_relaxed)) return false;
     if (link->has_to_copy() && !link->blocked_) return false;

@@ -43,7 +43,9 @@ void HostLink::choose_way(Work& work) {
   const WorkRequest& request = work.request;
   const bool read = request.flags & WorkRequest::kRead;
   RegionRange range;
-  if (!remote_regions_.allows(request.rkey, request.remote, request.length, !read, &range)) {
+  // The pages of a list are looked at one by one.
+  const uint64_t length = request.list ? 0 : request.length;
+  if (!remote_regions_.allows(request.rkey, request.remote, length, !read, &range)) {
     work.status = Status::kRemoteAccess;
     work.error = EACCES;
     return;

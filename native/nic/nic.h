@@ -83,6 +83,7 @@ struct MemorySpec {
 struct Registration {
   void* handle = nullptr;
   void* local = nullptr;
+  bool takes_lists = false;  // WorkRequest::list may name it, on our side
   std::vector<std::byte> blob;
 };
 inline constexpr size_t kLongestBlob = 256;
@@ -91,13 +92,29 @@ inline constexpr size_t kLongestBlob = 256;
 struct RemoteMemory {
   uint64_t base = 0;
   uint64_t rkey = 0;
-  void* handle = nullptr;  // of the NIC's own; null: there is nothing to release
+  void* handle = nullptr;    // of the NIC's own; null: there is nothing to release
+  bool takes_lists = false;  // WorkRequest::list may name it, on the peer's side
 };
 
 // The blob of RDMA NICs: base and rkey, little endian.
 std::vector<std::byte> plain_blob(uint64_t base, uint64_t rkey);
 // Throws NicError, which begins with `name`, if the bytes are no such blob.
 RemoteMemory parse_plain_blob(std::span<const std::byte> blob, const std::string& name);
+
+// Many pages in one WR: each consists of the same stretches, and is told by an index on either side. The bytes of
+// stretch s of page i are `length` bytes at local + local_pages[i] * local_stride + s.local of the WR, and the same
+// with `remote`. Only where both registrations take lists. Stays as it is until the WR has come back.
+struct PageList {
+  struct Stretch {
+    uint64_t local = 0, remote = 0, length = 0;
+  };
+  const uint32_t* local_pages = nullptr;
+  const uint32_t* remote_pages = nullptr;
+  const Stretch* stretches = nullptr;
+  uint64_t local_stride = 0, remote_stride = 0;
+  uint32_t pages = 0;
+  uint32_t stretch_count = 0;
+};
 
 struct WorkRequest {
   enum Flags : uint32_t {
@@ -110,10 +127,11 @@ struct WorkRequest {
   void* local_key = nullptr;
   uint64_t remote = 0;
   uint64_t rkey = 0;
-  uint64_t length = 0;
+  uint64_t length = 0;  // of all pages, if there is a list
   uint32_t flags = kWrite;
   uint32_t immediate = 0;
-  void* context = nullptr;  // comes back in Completion::context
+  void* context = nullptr;         // comes back in Completion::context
+  const PageList* list = nullptr;  // null: contiguous
 };
 
 enum class Status : uint8_t {

@@ -36,7 +36,7 @@ class StandInNic final : public Nic {
     ++sent;
     return true;
   }
-  Registration register_memory(const MemorySpec& m) override { return {m.address, nullptr, plain_blob(0, 1)}; }
+  Registration register_memory(const MemorySpec& m) override { return {.handle = m.address, .blob = plain_blob(0, 1)}; }
   void deregister(Registration& registration) override { registration = {}; }
   std::unique_ptr<railwire::Link> create_link() override {
     auto link = std::make_unique<Link>(*this);

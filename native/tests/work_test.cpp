@@ -46,9 +46,24 @@ Seen drain(WorkSource& source, std::mt19937_64& random) {
       ++seen.requests;
       seen.longest = std::max(seen.longest, wr.length);
       if (wr.flags & WorkRequest::kImmediate) seen.units += immediate_weight(wr.immediate);
-      for (uint64_t b = 0; b < wr.length; ++b) {
-        const auto [at, fresh] = seen.bytes.emplace(wr.remote + b, reinterpret_cast<uint64_t>(wr.local) - kBase + b);
-        seen.doubled |= !fresh;
+      const auto name = [&](uint64_t remote, uint64_t local, uint64_t length) {
+        for (uint64_t b = 0; b < length; ++b) {
+          const auto [at, fresh] = seen.bytes.emplace(remote + b, local - kBase + b);
+          seen.doubled |= !fresh;
+        }
+      };
+      const auto local = reinterpret_cast<uint64_t>(wr.local);
+      if (!wr.list) {
+        name(wr.remote, local, wr.length);
+        continue;
+      }
+      const PageList& list = *wr.list;
+      for (uint32_t page = 0; page < list.pages; ++page) {
+        for (uint32_t s = 0; s < list.stretch_count; ++s) {
+          const PageList::Stretch& stretch = list.stretches[s];
+          name(wr.remote + list.remote_pages[page] * list.remote_stride + stretch.remote,
+               local + list.local_pages[page] * list.local_stride + stretch.local, stretch.length);
+        }
       }
     }
   }
@@ -167,6 +182,15 @@ TEST_CASE("pages: random layouts, one and two stride levels, on both sides") {
     CHECK(seen.units + trailing == count * kUnitsPerArrival);
     CHECK((trailing == 0 || seen.units == 0));
     CHECK(seen.bytes == expected);
+
+    // The same where memory takes lists: 64 pages a WR at most, of all stretches.
+    bench.remote->keys[0].takes_lists = bench.region->registrations[0].takes_lists = true;
+    PageSource lists(bench.region, local, bench.remote, remote, page_bytes, 3, limits);
+    const Seen listed = drain(lists, random);
+    CHECK_FALSE(listed.doubled);
+    CHECK(listed.units + trailing == count * kUnitsPerArrival);
+    CHECK(listed.bytes == expected);
+    if (runs <= 8 && limits.max_write_bytes > page_bytes) CHECK(listed.requests == (count + 63) / 64);
   }
 }
 
