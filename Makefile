@@ -44,7 +44,7 @@ test-rxe: build-native
 # The tests of GPU memory on this machine's GPUs, as they run in `make test` on a driver in memory.
 test-gpu: build-native
 	RAILWIRE_TEST_GPU=1 build/native/railwire_tests -tc='copier*,sharing*,device*,stream*'
-	RAILWIRE_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_shm.py tests/test_cuda.py
+	RAILWIRE_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_shm.py tests/test_gpu_tcp.py tests/test_cuda.py
 
 build-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null

@@ -1,5 +1,5 @@
-"""Two processes that move GPU memory over shm, for test_gpu_shm.py: ``gpu_pair.py a|b DEVICE_A DEVICE_B WHAT``. Prints
-what it saw as JSON lines; side a starts side b."""
+"""Two processes that move GPU memory, for test_gpu_shm.py and test_gpu_tcp.py: ``gpu_pair.py a|b DEVICE_A DEVICE_B WHAT
+NIC``. Prints what it saw as JSON lines; side a starts side b."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGES = rng.permutation(NBYTES // PAGE)[:COUNT]
 
 class Side:
     def __init__(self, device: str) -> None:
-        self.engine = TransferEngine(device, nics=["shm"], liveness=2.0)
+        self.engine = TransferEngine(device, nics=[sys.argv[5]], liveness=2.0)
         self.memory: Any = np.zeros(NBYTES, np.uint8) if device == "cpu" else GpuMemory(NBYTES, int(device[5:]))
         self.region = self.engine.register(self.memory)
         self.fill(np.zeros(NBYTES, np.uint8))
@@ -76,7 +76,10 @@ def target(device: str) -> None:
 
 def initiator(device: str, other: str, what: str) -> None:
     child = subprocess.Popen(
-        [sys.executable, __file__, "b", device, other, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, "b", device, other, what, sys.argv[5]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdin is not None and child.stdout is not None
 

@@ -12,7 +12,11 @@ namespace railwire {
 std::unique_ptr<Nic> make_nic(const std::string& spec, const std::map<std::string, std::string>& all_options) {
   const std::string kind = spec.substr(0, spec.find(':'));
   auto options = all_options;
-  if (spec != "shm") options.erase("gpu");  // the engine's GPU, which only a NIC that copies has to know
+  // The engine's GPU, which only NICs that copy have to know.
+  if (spec != "shm" && kind != "tcp") {
+    options.erase("gpu");
+    options.erase("copy_sms");
+  }
   if (kind == "sim") return make_simulated_nic(spec);
   if (spec == "shm") return make_host_nic(options);
   if (kind == "tcp") return make_tcp_nic(spec, options);

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "nic/nic.h"
+#include "nic/tcp_gpu.h"
 #include "nic/tcp_machine.h"
 #include "nic/tcp_socket.h"
 
@@ -116,7 +117,7 @@ class TcpLink final : public Link, public TcpWatched {
   size_t outstanding() const override { return machine_.outstanding(); }
   bool broken() const override { return broken_.load(std::memory_order_relaxed); }
   void close() override;
-  bool closed() const override { return closed_ && machine_.outstanding() == 0; }
+  bool closed() const override { return closed_ && machine_.outstanding() == 0 && machine_.quiet(); }
   uint64_t immediates_landed() const override { return machine_.immediates_landed(); }
   uint64_t immediates_completed() const override { return machine_.immediates_completed(); }
 
@@ -148,7 +149,7 @@ class TcpLink final : public Link, public TcpWatched {
   bool readable_ = false, writable_ = false;
   bool ending_ = false;     // the stream's end has been seen coming
   bool lingering_ = false;  // a refusal is on its way: what still comes is thrown away
-  bool listed_ = false, owes_ = false, ended_listed_ = false;
+  bool listed_ = false, owes_ = false, ended_listed_ = false, gpu_listed_ = false;
   int error_ = 0;  // of a write
   int64_t up_by_ = 0;
   int64_t linger_until_ = 0;
@@ -159,7 +160,7 @@ class TcpLink final : public Link, public TcpWatched {
 
 class TcpNic final : public Nic {
  public:
-  explicit TcpNic(TcpSpec spec);
+  TcpNic(TcpSpec spec, const GpuOptions& gpu);
   ~TcpNic() override;
 
   const NicInfo& info() const override { return info_; }
@@ -217,12 +218,17 @@ class TcpNic final : public Nic {
   void note_work(TcpLink& link);
   void note_ended(TcpLink& link);
   void note_owes(TcpLink& link);
+  void note_gpu(TcpLink& link);
+  void look_at_gpu();
+  void await_gpu(uint64_t copy);
   void send_ended(void* context, int error);
   void wake_if_asleep();
 
   TcpSpec spec_;
   NicInfo info_;
   TcpRegions regions_;
+  const bool has_gpu_;
+  TcpGpu gpu_;
   std::mutex mutex_;
   TcpFd epoll_;
   struct Watch {
@@ -243,6 +249,7 @@ class TcpNic final : public Nic {
   std::vector<TcpLink*> turn_;     // those of this turn
   std::vector<TcpLink*> ended_;    // have completions
   std::vector<TcpLink*> owing_;    // have not told what has landed
+  std::vector<TcpLink*> copying_;  // wait for a GPU's copies
   std::deque<TcpInbox*> talking_;  // have messages, perhaps
   std::vector<TcpInbox*> lent_;
   std::vector<uint32_t> immediates_;

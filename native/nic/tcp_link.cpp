@@ -32,11 +32,16 @@ std::unique_ptr<Link> TcpNic::create_link() {
 }
 
 TcpLink::TcpLink(TcpNic& nic)
-    : TcpWatched(nic), machine_(nic.regions_, nic.info_.link_depth), token_(random_tcp_token()) {}
+    : TcpWatched(nic),
+      machine_(nic.regions_, nic.info_.link_depth, nic.has_gpu_ ? &nic.gpu_ : nullptr),
+      token_(random_tcp_token()) {}
 
 TcpLink::~TcpLink() {
+  close();
+  nic_.await_gpu(machine_.last_copy());
   std::lock_guard lock(nic_.mutex_);
   drop();
+  std::erase(nic_.copying_, this);
   nic_.links_.erase(token_);
   std::erase(nic_.working_, this);
   std::erase(nic_.ended_, this);
@@ -107,6 +112,7 @@ size_t TcpLink::post(std::span<const WorkRequest> batch) {
   const size_t taken = machine_.post(batch);
   if (up_ && writable_ && taken > 0) {
     write(kPostTurn, false);
+    nic_.note_gpu(*this);
     if (has_work() && fd_) {
       nic_.note_work(*this);
       nic_.wake_if_asleep();
@@ -118,19 +124,22 @@ size_t TcpLink::post(std::span<const WorkRequest> batch) {
 void TcpLink::progress() {
   if (readable_) read(kReadTurn);
   if (fd_ && has_output()) write(kWriteTurn, false);
+  nic_.note_gpu(*this);
 }
 
 void TcpLink::read(uint64_t budget) {
   iovec places[TcpMachine::kMostPlaces];
   while (budget > 0 && readable_ && fd_) {
     const size_t count = machine_.room(places);
+    if (count == 0) break;
     size_t room = 0;
     for (size_t i = 0; i < count; ++i) room += places[i].iov_len;
     const ssize_t got = ::readv(fd_.get(), places, static_cast<int>(count));
+    if (got <= 0) machine_.nothing_received();
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
       readable_ = false;
-      return;
+      break;
     }
     if (got <= 0) {
       const int error = got < 0 ? errno : error_ ? error_ : ECONNRESET;
@@ -144,6 +153,7 @@ void TcpLink::read(uint64_t budget) {
     if (machine_.untold() >= kTellAfter && up_ && writable_) write(kWriteTurn, true);
   }
   if (machine_.untold() > 0) nic_.note_owes(*this);
+  nic_.note_gpu(*this);
 }
 
 void TcpLink::write(uint64_t budget, bool landed_too) {

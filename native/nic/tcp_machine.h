@@ -8,6 +8,9 @@
 //
 // Writes land in the order in which they were posted; what is not done at the end comes back unfinished, and
 // immediates_landed() says exactly how far the peer had come. A refusal ends the link, as it does an RC queue pair.
+//
+// Where a side is a GPU's memory, bytes are sent from and received into blocks (tcp_gpu.h), and count as landed when
+// they have been copied: settle() looks at how far the copies are (tcp_gpu_machine.cpp).
 #pragma once
 
 #include <sys/uio.h>
@@ -19,6 +22,7 @@
 #include <vector>
 
 #include "nic/nic.h"
+#include "nic/tcp_gpu.h"
 #include "nic/tcp_regions.h"
 #include "nic/tcp_wire.h"
 
@@ -28,14 +32,16 @@ class TcpMachine {
  public:
   enum class State : uint8_t { kOpen, kRefusing, kFailed };
 
-  TcpMachine(const TcpRegions& regions, uint32_t depth);
+  // `gpu`: null where no memory is a GPU's. Outlives the machine.
+  TcpMachine(const TcpRegions& regions, uint32_t depth, TcpGpu* gpu = nullptr);
 
   State state() const { return state_.load(std::memory_order_relaxed); }
 
   // ---- our work requests -------------------------------------------------------------------------------------------
   size_t post(std::span<const WorkRequest> batch);
   size_t outstanding() const { return posted_ - handed_; }
-  bool has_ended() const { return handed_ < done_; }  // hand_out() has something
+  // hand_out() has something. What a GPU still copies cannot be taken back: it keeps what was given up.
+  bool has_ended() const { return handed_ < done_ && (state() != State::kFailed || quiet()); }
   size_t hand_out(std::span<Completion> out, Link* link);
   uint64_t immediates_landed() const { return immediates_landed_; }
   uint64_t immediates_completed() const { return immediates_completed_; }
@@ -54,11 +60,27 @@ class TcpMachine {
   // ---- what comes in -----------------------------------------------------------------------------------------------
   static constexpr size_t kMostPlaces = kTcpMostEntries + 1;
   // Where the next bytes go, in order: the destinations of what is known to come, and a buffer for what follows it.
-  // Fills a prefix of `places`, which has at least kMostPlaces; returns how long it is.
+  // Fills a prefix of `places`, which has at least kMostPlaces; returns how long it is. 0: there is no room before a
+  // GPU's copies have gone on. received() or nothing_received() follows.
   size_t room(std::span<iovec> places);
   // So many bytes have been put there. Appends the immediates that have come with them.
   void received(size_t bytes, std::vector<uint32_t>& immediates);
+  void nothing_received() {
+    if (in_) in_->finish();
+  }
   void region_gone(uint64_t rkey);
+  bool stalled() const { return stalled_; }  // bytes wait for room on their way to a GPU: settle() takes them
+
+  // ---- a GPU's copies ----------------------------------------------------------------------------------------------
+  // Takes over what the GPU has done since. Appends the immediates of what has landed.
+  void settle(std::vector<uint32_t>& immediates);
+  bool waits_for_gpu() const {
+    if (!gpu_ || state() == State::kFailed) return !quiet();
+    return last_copy_ > gpu_->copied() || !landings_.empty() || !read_landings_.empty() || stalled_;
+  }
+  uint64_t last_copy() const { return last_copy_; }
+  // No copy of this link is under way.
+  bool quiet() const { return !gpu_ || last_copy_ <= gpu_->copied() || gpu_->failed(); }
 
  private:
   static constexpr size_t kHeader = sizeof(TcpFrame) + kTcpMostEntries * sizeof(TcpEntry);
@@ -74,6 +96,7 @@ class TcpMachine {
   };
   struct Answer {
     uint64_t rkey, offset, left;
+    uint64_t staged;  // of what is left: bytes on their way out of a GPU
   };
 
   Slot& slot(uint64_t number) { return slots_[number & (slots_.size() - 1)]; }
@@ -95,8 +118,17 @@ class TcpMachine {
   void peer_refuses(const TcpFrame& frame);
   void take(size_t bytes, const std::byte* from, std::vector<uint32_t>& immediates);
   void finish_entries(std::vector<uint32_t>& immediates);
+  void received_some(size_t bytes, std::vector<uint32_t>& immediates);
   void parse(std::vector<uint32_t>& immediates);
   void refuse(bool of_read);
+  void read_answered(uint64_t copy);
+
+  // tcp_gpu_machine.cpp
+  void stage();
+  void stage_answers();
+  void add_staged(TcpGpuOut& staged, size_t length);
+  void landed_later(const TcpEntry& entry);
+  void drop_gpu();
 
   const TcpRegions& regions_;
   const uint32_t depth_;
@@ -130,11 +162,32 @@ class TcpMachine {
   struct Piece {
     TcpEntry entry;
     std::byte* place = nullptr;
+    bool gpu = false;
   };
   std::vector<Piece> pieces_;
   size_t piece_ = 0;        // the one that comes now
   uint32_t piece_got_ = 0;  // bytes of it
   size_t refused_at_ = 0;   // this piece may not land; pieces_.size(): all may
+  bool frame_gpu_ = false;  // some of its payload goes to a GPU
+
+  // What goes through a GPU's copies.
+  struct Landing {  // the peer's work requests that are here and not counted yet, in order
+    uint64_t copy;
+    uint32_t immediate;
+    bool tells, counts;
+  };
+  struct ReadLanding {
+    uint64_t number, copy;
+  };
+  TcpGpu* const gpu_;
+  std::unique_ptr<TcpGpuOut> work_out_, answers_out_;
+  std::unique_ptr<TcpGpuIn> in_;
+  uint64_t stage_next_ = 0, stage_offset_ = 0;  // how far our writes have been staged
+  std::deque<Landing> landings_;
+  std::deque<ReadLanding> read_landings_;
+  uint64_t piece_copy_ = 0, read_copy_ = 0;  // the last copy of the piece, of the read, that comes now; 0: none
+  uint64_t last_copy_ = 0;
+  bool stalled_ = false;
 };
 
 }  // namespace railwire

@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "nic/network.h"
 #include "nic/tcp_internal.h"
@@ -40,10 +42,11 @@ int64_t tcp_clock_ns() {
 }
 
 std::unique_ptr<Nic> make_tcp_nic(const std::string& spec, const std::map<std::string, std::string>& options) {
-  return std::make_unique<TcpNic>(parse_tcp_spec(spec, options));
+  return std::make_unique<TcpNic>(parse_tcp_spec(spec, options), gpu_options(options));
 }
 
-TcpNic::TcpNic(TcpSpec spec) : spec_(std::move(spec)), most_inboxes_(most_inboxes()) {
+TcpNic::TcpNic(TcpSpec spec, const GpuOptions& gpu)
+    : spec_(std::move(spec)), has_gpu_(gpu.ordinal >= 0), gpu_(gpu), most_inboxes_(most_inboxes()) {
   epoll_ = TcpFd(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_) throw NicError("NIC \"" + spec_.text + "\": cannot make an epoll descriptor: " + std::strerror(errno));
   TcpFd fd = listen_tcp(spec_);
@@ -69,35 +72,54 @@ TcpNic::~TcpNic() {
 // ---- memory
 // ----------------------------------------------------------------------------------------------------------
 std::string TcpNic::refuses(const MemorySpec& memory) const {
-  if (memory.device >= 0 || memory.dmabuf_fd >= 0) return "tcp reaches host memory only";
-  return "";
+  const std::string why = gpu_.refuses(memory);
+  return why.empty() ? "" : "tcp: " + why;
 }
 
 Registration TcpNic::register_memory(const MemorySpec& memory) {
-  if (const std::string why = refuses(memory); !why.empty()) {
-    throw NicError(info_.name + ": " + why + "; GPU memory needs an RDMA NIC, or a shm NIC to peers of this host");
-  }
+  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
+  const bool gpu = memory.device >= 0;
+  if (gpu) gpu_.open(mutex_);
   uint64_t key = memory.key_hint ? memory.key_hint : random_key();
   std::lock_guard lock(mutex_);
-  const TcpRegions::Region region{static_cast<std::byte*>(memory.address), memory.length, memory.writable};
+  const TcpRegions::Region region{static_cast<std::byte*>(memory.address), memory.length, memory.writable, gpu};
   while (!regions_.add(key, region)) key = random_key();
-  return {.handle = reinterpret_cast<void*>(key), .blob = plain_blob(0, key)};
+  // `local` of a GPU's is not null: the CPU must not touch it.
+  return {.handle = reinterpret_cast<void*>(key), .local = gpu ? &gpu_ : nullptr, .blob = plain_blob(0, key)};
 }
 
 void TcpNic::deregister(Registration& registration) {
   const auto key = reinterpret_cast<uint64_t>(registration.handle);
-  std::lock_guard lock(mutex_);
-  regions_.remove(key);
-  for (const auto& [token, link] : links_) {
-    link->machine_.region_gone(key);  // in the middle of a write, too
-    link->look_at_machine();
-    if (link->broken()) wake_if_asleep();
+  uint64_t last_copy = 0;
+  {
+    std::lock_guard lock(mutex_);
+    regions_.remove(key);
+    for (const auto& [token, link] : links_) {
+      link->machine_.region_gone(key);  // in the middle of a write, too
+      link->look_at_machine();
+      if (link->broken()) wake_if_asleep();
+    }
+    if (registration.local) last_copy = gpu_.asked();
   }
+  await_gpu(last_copy);
   registration = {};
+}
+
+// All copies up to this one have ended: nobody may touch memory that is no longer ours to touch. It takes milliseconds.
+void TcpNic::await_gpu(uint64_t copy) {
+  while (copy > 0) {
+    {
+      std::lock_guard lock(mutex_);
+      gpu_.progress();
+      if (gpu_.copied() >= copy || gpu_.failed()) return;
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
 }
 
 std::string TcpNic::describe(int32_t provider_error) const {
   if (provider_error == 0) return "no error";
+  if (provider_error == EREMOTEIO && gpu_.failed()) return gpu_.failure();
   if (provider_error == EPROTO) return "the peer sent what is no frame of Railwire's";
   return std::strerror(provider_error);
 }

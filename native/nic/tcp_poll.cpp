@@ -34,6 +34,32 @@ void TcpNic::note_owes(TcpLink& link) {
   owing_.push_back(&link);
 }
 
+void TcpNic::note_gpu(TcpLink& link) {
+  if (link.gpu_listed_ || !link.machine_.waits_for_gpu()) return;
+  link.gpu_listed_ = true;
+  copying_.push_back(&link);
+  wake_if_asleep();
+}
+
+// What the GPU has copied: blocks to send, and bytes that have landed.
+void TcpNic::look_at_gpu() {
+  gpu_.progress();
+  size_t kept = 0;
+  for (size_t i = 0; i < copying_.size(); ++i) {
+    TcpLink* link = copying_[i];
+    link->machine_.settle(immediates_);
+    link->look_at_machine();
+    if (link->machine_.untold() > 0) note_owes(*link);
+    note_work(*link);
+    if (link->machine_.waits_for_gpu()) {
+      copying_[kept++] = link;
+    } else {
+      link->gpu_listed_ = false;
+    }
+  }
+  copying_.resize(kept);
+}
+
 size_t TcpNic::poll(std::span<Completion> out) {
   std::lock_guard lock(mutex_);
   armed_ = false;
@@ -78,6 +104,7 @@ size_t TcpNic::hand_out(std::span<Completion> out) {
 void TcpNic::progress() {
   if (++turn_number_ % kClockTurns == 0) look_at_clock();
   look_at_sockets();
+  if (!copying_.empty()) look_at_gpu();
   if (immediates_.size() - next_immediate_ < kMostImmediates) {
     turn_.swap(working_);
     for (TcpLink* link : turn_) {
@@ -118,7 +145,7 @@ void TcpNic::tell_landed(bool all) {
 
 bool TcpNic::idle() const {
   return next_immediate_ == immediates_.size() && ended_.empty() && sends_.empty() && talking_.empty() &&
-         working_.empty();
+         working_.empty() && copying_.empty();
 }
 
 bool TcpNic::arm() {

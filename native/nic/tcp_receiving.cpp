@@ -12,22 +12,35 @@ void TcpMachine::garbage() { fail(Status::kOther, EPROTO); }
 void TcpMachine::refuse(bool of_read) {
   if (state() != State::kOpen) return;
   refused_read_ = of_read;
+  stalled_ = false;
   state_.store(State::kRefusing, std::memory_order_relaxed);
 }
 
 size_t TcpMachine::room(std::span<iovec> places) {
   size_t used = 0;
   offered_ = 0;
+  if (stalled_) return 0;
   if (state() == State::kOpen && frame_left_ > 0) {
     if (frame_.type == TcpFrame::kReadData) {
       WorkRequest& read = slot(reads_.front()).request;
-      places[used++] = {static_cast<std::byte*>(read.local) + read_received_, frame_left_};
-      offered_ = frame_left_;
+      if (read.local_key) {
+        offered_ = in_->offer(frame_left_, places, &used);
+      } else {
+        places[used++] = {static_cast<std::byte*>(read.local) + read_received_, frame_left_};
+        offered_ = frame_left_;
+      }
     } else {
       uint32_t begin = piece_got_;
       for (size_t i = piece_; i < refused_at_; ++i, begin = 0) {
         const Piece& piece = pieces_[i];
         if ((piece.entry.flags & TcpEntry::kRead) || piece.entry.length == begin) continue;
+        if (piece.gpu) {
+          const size_t left = piece.entry.length - begin;
+          const size_t room = in_->offer(left, places.first(kMostPlaces - 1), &used);
+          offered_ += room;
+          if (room < left) break;
+          continue;
+        }
         places[used++] = {piece.place + begin, piece.entry.length - begin};
         offered_ += piece.entry.length - begin;
       }
@@ -43,7 +56,11 @@ size_t TcpMachine::room(std::span<iovec> places) {
 }
 
 void TcpMachine::received(size_t bytes, std::vector<uint32_t>& immediates) {
-  if (state() != State::kOpen) return;
+  if (state() == State::kOpen) received_some(bytes, immediates);
+  if (in_) in_->finish();
+}
+
+void TcpMachine::received_some(size_t bytes, std::vector<uint32_t>& immediates) {
   const size_t direct = std::min(bytes, offered_);
   offered_ = 0;
   if (direct > 0) take(direct, nullptr, immediates);
@@ -59,6 +76,8 @@ void TcpMachine::parse(std::vector<uint32_t>& immediates) {
     if (frame_left_ > 0) {
       const size_t part = std::min<size_t>(left, frame_left_);
       if (part == 0) break;
+      stalled_ = frame_gpu_ && !in_->has_room(part);
+      if (stalled_) break;
       take(part, buffer_.get() + at, immediates);
       at += part;
       continue;
@@ -96,6 +115,7 @@ bool TcpMachine::begin(const TcpFrame& frame, const std::byte* entries) {
   }
   frame_ = frame;
   frame_left_ = frame.payload;
+  frame_gpu_ = false;
   bool fits = false;
   switch (frame.type) {
     case TcpFrame::kWork:
@@ -109,11 +129,8 @@ bool TcpMachine::begin(const TcpFrame& frame, const std::byte* entries) {
         const uint64_t left = slot(reads_.front()).request.length - read_received_;
         fits = frame.payload <= left && (frame.count == 1) == (frame.payload == left);
         fits = fits && (frame.payload > 0 || frame.count == 1);
-        if (fits && frame.payload == 0) {
-          slot(reads_.front()).answered = true;
-          reads_.pop_front();
-          heard_landed(heard_);
-        }
+        if (fits) frame_gpu_ = slot(reads_.front()).request.local_key != nullptr;
+        if (fits && frame.payload == 0) read_answered(read_copy_);
       }
       break;
     default:
@@ -138,7 +155,10 @@ bool TcpMachine::check_entries(const TcpFrame& frame, const std::byte* entries) 
     if (!known || entry.reserved != 0 || entry.length > kTcpLongestWrite) return false;
     if (!read) payload += entry.length;
     bool allowed = false;
-    piece.place = regions_.find(entry.rkey, entry.offset, entry.length, !read, &allowed);
+    piece.gpu = false;
+    piece.place = regions_.find(entry.rkey, entry.offset, entry.length, !read, &allowed, &piece.gpu);
+    piece.gpu &= !read;
+    frame_gpu_ |= piece.gpu;
     if (!allowed) refused_at_ = std::min(refused_at_, i);
   }
   piece_ = 0;
@@ -171,25 +191,27 @@ void TcpMachine::peer_refuses(const TcpFrame& frame) {
 void TcpMachine::take(size_t bytes, const std::byte* from, std::vector<uint32_t>& immediates) {
   if (frame_.type == TcpFrame::kReadData) {
     Slot& read = slot(reads_.front());
-    if (from) std::memcpy(static_cast<std::byte*>(read.request.local) + read_received_, from, bytes);
+    std::byte* const place = static_cast<std::byte*>(read.request.local) + read_received_;
+    if (read.request.local_key) {
+      read_copy_ = last_copy_ = in_->land(from, reinterpret_cast<uint64_t>(place), bytes);
+    } else if (from) {
+      std::memcpy(place, from, bytes);
+    }
     read_received_ += bytes;
     frame_left_ -= static_cast<uint32_t>(bytes);
-    if (frame_left_ == 0 && frame_.count == 1) {
-      read.answered = true;
-      read_received_ = 0;
-      reads_.pop_front();
-      heard_landed(heard_);
-    }
+    if (frame_left_ == 0 && frame_.count == 1) read_answered(read_copy_);
     return;
   }
   frame_left_ -= static_cast<uint32_t>(bytes);
   while (bytes > 0) {
     const Piece& piece = pieces_[piece_];
     const auto part = static_cast<uint32_t>(std::min<size_t>(bytes, piece.entry.length - piece_got_));
-    if (from) {
+    if (piece.gpu && part > 0) {
+      piece_copy_ = last_copy_ = in_->land(from, reinterpret_cast<uint64_t>(piece.place) + piece_got_, part);
+    } else if (from) {
       std::memcpy(piece.place + piece_got_, from, part);
-      from += part;
     }
+    if (from) from += part;
     piece_got_ += part;
     bytes -= part;
     finish_entries(immediates);
@@ -204,17 +226,35 @@ void TcpMachine::finish_entries(std::vector<uint32_t>& immediates) {
     const TcpEntry& entry = pieces_[piece_].entry;
     if (entry.flags == TcpEntry::kRead) {
       if (answers_.size() >= kMostAnswers) return garbage();
-      answers_.push_back({entry.rkey, entry.offset, entry.length});
+      answers_.push_back({entry.rkey, entry.offset, entry.length, 0});
     } else {
       if (piece_got_ < entry.length) return;
+    }
+    if (piece_copy_ > 0 || !landings_.empty()) {
+      landed_later(entry);
+    } else {
       if (entry.flags == TcpEntry::kImmediate) {
         immediates.push_back(entry.immediate);
         ++immediates_landed_;
       }
+      if (entry.flags != TcpEntry::kMore) ++landed_;
     }
-    if (entry.flags != TcpEntry::kMore) ++landed_;
     ++piece_;
     piece_got_ = 0;
+  }
+}
+
+// The oldest read has all its bytes; those of a GPU when this copy has ended.
+void TcpMachine::read_answered(uint64_t copy) {
+  const uint64_t number = reads_.front();
+  reads_.pop_front();
+  read_received_ = 0;
+  read_copy_ = 0;
+  if (copy > 0) {
+    read_landings_.push_back({number, copy});
+  } else {
+    slot(number).answered = true;
+    heard_landed(heard_);
   }
 }
 

@@ -15,8 +15,13 @@ size_t ring_size(uint32_t depth) {
 
 }  // namespace
 
-TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth)
-    : regions_(regions), depth_(depth), slots_(ring_size(depth)), buffer_(new std::byte[kBuffer]) {}
+TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth, TcpGpu* gpu)
+    : regions_(regions), depth_(depth), slots_(ring_size(depth)), buffer_(new std::byte[kBuffer]), gpu_(gpu) {
+  if (!gpu) return;
+  work_out_ = std::make_unique<TcpGpuOut>(*gpu);
+  answers_out_ = std::make_unique<TcpGpuOut>(*gpu);
+  in_ = std::make_unique<TcpGpuIn>(*gpu);
+}
 
 size_t TcpMachine::post(std::span<const WorkRequest> batch) {
   if (state() != State::kOpen) return 0;
@@ -27,12 +32,14 @@ size_t TcpMachine::post(std::span<const WorkRequest> batch) {
     made.status = Status::kOk;
     made.error = 0;
     made.answered = false;
+    if (stage_next_ + 1 == posted_ && !made.request.local_key) stage_next_ = posted_;
   }
   return count;
 }
 
 size_t TcpMachine::hand_out(std::span<Completion> out, Link* link) {
   size_t filled = 0;
+  if (!has_ended()) return 0;
   for (; filled < out.size() && handed_ < done_; ++filled, ++handed_) {
     const Slot& ended = slot(handed_);
     Completion& completion = out[filled];
@@ -58,6 +65,7 @@ void TcpMachine::fail_at(uint64_t number, Status status, int error) {
     ended.error = done_ == number ? error : 0;
   }
   next_ = heard_ = posted_;
+  if (gpu_) drop_gpu();
   reads_.clear();
   answers_.clear();
   out_.clear();
@@ -67,8 +75,8 @@ void TcpMachine::fail_at(uint64_t number, Status status, int error) {
 std::span<iovec> TcpMachine::output(bool landed_too) {
   if (first_out_ == out_.size() && state() != State::kFailed) {
     if (state() == State::kRefusing) {
-      if (refusal_made_) return {};
-      if (refused_read_ || !make_answer()) {  // the reads before it are answered
+      if (refusal_made_ || !landings_.empty()) return {};  // what was before it counts first
+      if (refused_read_ || !make_answer()) {               // the reads before it are answered
         refusal_made_ = true;
         make_plain(TcpFrame::kRefused, refused_read_ ? TcpFrame::kOfRead : 0);
       }
@@ -95,6 +103,10 @@ void TcpMachine::sent(size_t bytes) {
   if (first_out_ < out_.size()) return;
   out_.clear();
   first_out_ = 0;
+  if (gpu_) {
+    work_out_->sent();
+    answers_out_->sent();
+  }
   if (refusal_made_) fail(Status::kFlushed, 0);
 }
 
@@ -128,6 +140,7 @@ void TcpMachine::make_plain(TcpFrame::Type type, uint8_t flags) {
 
 bool TcpMachine::make_work() {
   if (next_ == posted_) return false;
+  if (stage_next_ < posted_) stage();
   begin_frame(std::min<uint64_t>(posted_ - next_, kTcpMostEntries));
   TcpFrame frame{.type = TcpFrame::kWork};
   std::byte* at = head_.data() + sizeof frame;
@@ -143,9 +156,15 @@ bool TcpMachine::make_work() {
       if (left > 0 && fits == 0) break;
       entry.offset += next_offset_;
       entry.length = static_cast<uint32_t>(std::min(left, fits));
-      add_bytes(static_cast<std::byte*>(request.local) + next_offset_, entry.length);
+      if (!request.local_key) {
+        add_bytes(static_cast<std::byte*>(request.local) + next_offset_, entry.length);
+      } else if (left > 0) {
+        entry.length = static_cast<uint32_t>(work_out_->ready(entry.length));
+        if (entry.length == 0) break;  // not yet
+        add_staged(*work_out_, entry.length);
+      }
       frame.payload += entry.length;
-      if (left > fits) {
+      if (left > entry.length) {
         entry.flags = TcpEntry::kMore;
         next_offset_ += entry.length;
       } else {
@@ -161,6 +180,10 @@ bool TcpMachine::make_work() {
     at += sizeof entry;
     ++frame.count;
   }
+  if (frame.count == 0) {
+    out_.clear();
+    return false;
+  }
   head_.resize(static_cast<size_t>(at - head_.data()));
   finish_frame(frame);
   return true;
@@ -169,15 +192,25 @@ bool TcpMachine::make_work() {
 bool TcpMachine::make_answer() {
   if (answers_.empty()) return false;
   Answer& answer = answers_.front();
-  bool allowed = false;
-  const auto length = static_cast<uint32_t>(std::min<uint64_t>(answer.left, kTcpLongestFrame));
-  std::byte* bytes = regions_.find(answer.rkey, answer.offset, length, false, &allowed);
+  bool allowed = false, gpu = false;
+  auto length = static_cast<uint32_t>(std::min<uint64_t>(answer.left, kTcpLongestFrame));
+  std::byte* bytes = regions_.find(answer.rkey, answer.offset, length, false, &allowed, &gpu);
   if (!allowed) {  // not any more
     refuse(true);
     return false;
   }
+  if (gpu && length > 0) {
+    stage_answers();
+    length = static_cast<uint32_t>(answers_out_->ready(length));
+    if (length == 0) return false;  // not yet
+  }
   begin_frame(0);
-  add_bytes(bytes, length);
+  if (gpu && length > 0) {
+    add_staged(*answers_out_, length);
+    answer.staged -= length;
+  } else {
+    add_bytes(bytes, length);
+  }
   answer.offset += length;
   answer.left -= length;
   const bool last = answer.left == 0;
