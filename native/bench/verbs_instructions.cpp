@@ -43,7 +43,9 @@ bool counting = false;
 
 int lean_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr**) {
   if (qp->qp_type == IBV_QPT_UD) return 0;
-  if (std::exchange(counting, false)) CALLGRIND_TOGGLE_COLLECT;
+  if (std::exchange(counting, false)) {
+    CALLGRIND_TOGGLE_COLLECT;
+  }
   for (; wr; wr = wr->next) {
     if (!(wr->send_flags & IBV_SEND_SIGNALED)) continue;
     ibv_wc& wc = ring[head++ % kRing];

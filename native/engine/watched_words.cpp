@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kSpin = 50 * kMicrosecond;  // after a word has moved: a GPU's kernels write one after the other
 constexpr int64_t kFast = 20 * kMicrosecond;  // between looks at words that moved lately
 constexpr int64_t kFastFor = 20 * kMillisecond;
 constexpr int64_t kSlow = kMillisecond;  // between looks after that, for words that no guard tells of
@@ -99,6 +100,10 @@ void WatchedWords::watch(int64_t deadline, const std::function<bool()>& interrup
     const int64_t now = now_ns();
     if (now >= deadline) return;
     const int64_t quiet = now - moved_ns_;
+    if (quiet < kSpin && gpu_.load(std::memory_order_relaxed)) {
+      cpu_relax();
+      continue;
+    }
     const bool unguarded = gpu_.load(std::memory_order_relaxed) || !guard_->available();
     nap(deadline, quiet < kFastFor ? kFast : quiet < kSlowFor && unguarded ? kSlow : kQuiet, interrupted);
   }

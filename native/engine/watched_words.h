@@ -1,8 +1,8 @@
 // The words that the dispatcher watches by itself: between a store to a word and the callback lies one thread, not two.
 //
-// It looks without pause where an engine spins (EngineOptions::spin), and naps in between where not: shortly after a
-// word has moved its naps are short. When all have been quiet for a while it sleeps behind a WordGuard, if there is
-// one, and looks only now and then, for the words that a GPU writes.
+// It looks without pause where an engine spins (EngineOptions::spin), and for a moment after a word that a GPU writes;
+// then it naps in between, and shortly after a word has moved its naps are short. When all have been quiet for a while
+// it sleeps behind a WordGuard, if there is one, and looks only now and then, for the words that a GPU writes.
 #pragma once
 
 #include <atomic>
