@@ -24,6 +24,7 @@ class Setting:
     link_depth: int = 0  # work requests that Railwire keeps in flight
     options: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[str, str] = ("cpu", "cpu")  # of initiator and target: "cpu" or "cuda:N"
+    copy_sms: int | None = None  # multiprocessors that Railwire's copy kernel may use; None: its default
 
     @property
     def on_gpu(self) -> bool:
@@ -46,6 +47,8 @@ def _kind(nic: str) -> str:
 
 def _railwire(nic: str, setting: Setting) -> Launch | None:
     options = {"progress": setting.progress, "receivers": str(setting.receivers)}
+    if setting.copy_sms is not None:
+        options["copy_sms"] = str(setting.copy_sms)
     if _kind(nic) == "sim":
         options["receivers"] = "1"  # a simulated NIC's name is one engine's
         return Launch("railwire.bench.solo_runner", isolated=False, solo=True, options=options)

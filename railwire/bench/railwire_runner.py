@@ -26,13 +26,17 @@ _NOT_COUNTED = ("read", "send", "pingpong")
 
 
 class RailwireRunner(Runner):
-    """`options`: `receivers` engines share a scatter's target process; `progress` is the engine's."""
+    """`options`: `receivers` engines share a scatter's target process; `progress` and `copy_sms` are the engine's."""
 
     def __init__(self, config: RunnerConfig, buffer: Bytes) -> None:
         super().__init__(config, buffer)
         count = 1 if config.initiator else int(config.option("receivers", "1"))
         progress: Any = config.option("progress", "adaptive")
-        self._engines = [TransferEngine(config.device, nics=[config.nic], progress=progress) for _ in range(count)]
+        sms = config.option("copy_sms", "")
+        options = {"copy_sms": sms} if sms else {}
+        self._engines = [
+            TransferEngine(config.device, nics=[config.nic], progress=progress, options=options) for _ in range(count)
+        ]
         self._share = config.buffer_bytes // count  # bytes of the target's buffer that each of its engines owns
         self._gpu: GpuMemory | None = None
         if config.device != "cpu":

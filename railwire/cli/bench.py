@@ -89,6 +89,9 @@ def p2p(
     ] = None,
     progress: Annotated[str, typer.Option(help="The engines' progress mode: adaptive or spin.")] = "adaptive",
     receivers: Annotated[int, typer.Option(min=1, help="Engines that a scatter writes to.")] = 4,
+    copy_sms: Annotated[
+        int | None, typer.Option(min=1, help="Multiprocessors of a GPU that the copy kernel may use; default 8.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the figures to this PNG file.")] = None,
 ) -> None:
@@ -121,6 +124,7 @@ def p2p(
         progress=progress,
         receivers=receivers if op == "scatter" else 1,
         devices=devices,
+        copy_sms=copy_sms,
     )
     plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
     results: list[Result] = []
