@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from railwire import MemoryRegion, TransferEngine
 from railwire.kvcache import InstanceLayout, Push, Receiver, Sender, Ticket
-from railwire.kvcache.checksum import destination_sums
+from railwire.kvcache.geometry.checksum import destination_sums
 from railwire.testing import SimulatedFabric
 
 UNTOUCHED = 0xEE

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from railwire.kvcache.builders import paged_layout
-from railwire.kvcache.layout import RankLayout
-from railwire.kvcache.plan import RankPlan, Step
+from railwire.kvcache.geometry.builders import paged_layout
+from railwire.kvcache.geometry.layout import RankLayout
+from railwire.kvcache.geometry.pages import Step
+from railwire.kvcache.geometry.plan import RankPlan
 
 Memory = list[npt.NDArray[np.uint8]]
 

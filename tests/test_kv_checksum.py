@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kv_machines import Memory, blank, expected
 
-from railwire.kvcache.builders import mla_instance, paged_instance
-from railwire.kvcache.checksum import destination_sums, held_shares, page_sums, source_sums
-from railwire.kvcache.layout import InstanceLayout, LayoutError
-from railwire.kvcache.plan import plan
-from railwire.kvcache.share import Share
+from railwire.kvcache.geometry.builders import mla_instance, paged_instance
+from railwire.kvcache.geometry.checksum import destination_sums, held_shares, page_sums, source_sums
+from railwire.kvcache.geometry.layout import InstanceLayout, LayoutError
+from railwire.kvcache.geometry.plan import plan
+from railwire.kvcache.geometry.share import Share
 
 MODEL: dict[str, Any] = {"model": "m", "num_blocks": 8, "block_tokens": 4, "kv_heads": 4, "head_bytes": 16,
                          "stages": [range(3)]}  # fmt: skip

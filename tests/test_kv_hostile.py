@@ -18,9 +18,9 @@ from railwire.kvcache import (
     RankDescriptor,
     RankLayout,
     Sender,
-    messages,
     paged_instance,
 )
+from railwire.kvcache.protocol import messages
 from railwire.testing import SimulatedFabric
 
 Pair = tuple[Prefiller, Decoder]

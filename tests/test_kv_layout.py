@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from railwire.kvcache.builders import head_range, mla_layout, paged_instance, paged_layout
-from railwire.kvcache.disjoint import Box, OverlapError, check_disjoint, nested
-from railwire.kvcache.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.builders import head_range, mla_layout, paged_instance, paged_layout
+from railwire.kvcache.geometry.disjoint import Box, OverlapError, check_disjoint, nested
+from railwire.kvcache.geometry.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
 
 BASE: dict[str, Any] = {"model": "m", "layers": range(2), "num_blocks": 5, "block_tokens": 4, "head_bytes": 8}
 

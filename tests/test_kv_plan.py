@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from kv_machines import blank, execute, expected, senders, small_rank
 
 from railwire import Pages, TransferEngine
-from railwire.kvcache.builders import mla_instance, paged_instance
-from railwire.kvcache.layout import InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
-from railwire.kvcache.plan import Addressing, RankPlan, Step, plan, prove
+from railwire.kvcache.geometry.builders import mla_instance, paged_instance
+from railwire.kvcache.geometry.layout import InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.pages import Addressing, Step
+from railwire.kvcache.geometry.plan import RankPlan, plan, prove
 from railwire.testing import SimulatedFabric
 
 LLAMA70B: dict[str, Any] = {

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from kv_machines import senders, small_rank
 
-from railwire.kvcache.builders import mla_layout, paged_instance, paged_layout
-from railwire.kvcache.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
-from railwire.kvcache.plan import ProofError, Step, plan, prove
+from railwire.kvcache.geometry.builders import mla_layout, paged_instance, paged_layout
+from railwire.kvcache.geometry.cover import ProofError
+from railwire.kvcache.geometry.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.pages import Step
+from railwire.kvcache.geometry.plan import plan, prove
 
 
 # ---- what cannot be mapped -------------------------------------------------------------------------------------------

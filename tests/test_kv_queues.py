@@ -21,10 +21,9 @@ from railwire.kvcache import (
     Ticket,
     TicketCancelled,
     TicketFailed,
-    announced,
-    messages,
     paged_instance,
 )
+from railwire.kvcache.protocol import announced, messages
 from railwire.testing import SimulatedFabric
 
 SHORT = 0.4  # the ticket_timeout of most prefillers here: what must be quicker is sent over a connection that is there

@@ -26,7 +26,7 @@ from railwire.kvcache import (
     TicketFailed,
     paged_instance,
 )
-from railwire.kvcache import messages as kv_messages
+from railwire.kvcache.protocol import messages as kv_messages
 from railwire.testing import SimulatedFabric
 
 LAYERS = 4

@@ -3,9 +3,6 @@
 Start with :class:`Receiver` and :class:`Sender`. What may be relied on: docs/kvcache.md.
 """
 
-from railwire.kvcache.builders import mla_instance, mla_layout, paged_instance, paged_layout
-from railwire.kvcache.checksum import destination_sums, source_sums
-from railwire.kvcache.descriptor import RankDescriptor
 from railwire.kvcache.errors import (
     ChecksumMismatch,
     PushAborted,
@@ -15,11 +12,15 @@ from railwire.kvcache.errors import (
     TicketError,
     TicketFailed,
 )
+from railwire.kvcache.geometry.builders import mla_instance, mla_layout, paged_instance, paged_layout
+from railwire.kvcache.geometry.checksum import destination_sums, source_sums
+from railwire.kvcache.geometry.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.plan import RankPlan, plan
 from railwire.kvcache.graph import LayerWatcher
-from railwire.kvcache.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
-from railwire.kvcache.plan import RankPlan, plan
+from railwire.kvcache.link import Link
+from railwire.kvcache.protocol.descriptor import RankDescriptor
 from railwire.kvcache.push import Push
-from railwire.kvcache.receiver import Link, Receiver
+from railwire.kvcache.receiver import Receiver
 from railwire.kvcache.sender import Sender
 from railwire.kvcache.slots import SlotsExhausted
 from railwire.kvcache.ticket import Arrival, Ticket

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from railwire.errors import DescriptorError, RailwireError
-from railwire.kvcache import messages
+from railwire.kvcache.protocol import messages
 
 if TYPE_CHECKING:
     from railwire.engine import TransferEngine

@@ -1,10 +1,12 @@
-"""The push of one request: its source pages, how far each layer is, and the deliveries that follow."""
+"""The push of one request: its source pages, its tail, and the tickets that get them.
+
+A shell around :mod:`railwire.kvcache.protocol.push`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,51 +14,22 @@ import numpy.typing as npt
 
 from railwire.errors import RailwireError
 from railwire.kvcache.deadlines import Deadline, cancel
+from railwire.kvcache.delivery import Delivery, Source
+from railwire.kvcache.driver import Driver
 from railwire.kvcache.errors import PushAborted, PushCancelled, PushError
 from railwire.kvcache.outcome import Outcome
+from railwire.kvcache.protocol import push as protocol
+from railwire.kvcache.protocol.delivery import Event as TicketEvent
+from railwire.kvcache.protocol.delivery import Stop
+from railwire.kvcache.protocol.push import Key
+from railwire.kvcache.timeline import Timeline
 
 if TYPE_CHECKING:
-    from railwire.kvcache.delivery import Delivery
-    from railwire.kvcache.sender import Sender
+    from railwire.kvcache.side import Side
     from railwire.memory import MemoryRegion, RegionSlice
     from railwire.transfer import Transfer
 
-
-@dataclass
-class LayerTimes:
-    """Monotonic seconds; 0 for what has not been."""
-
-    ready: float = 0.0
-    """The last time that the layer was said to be ready."""
-    posted: float = 0.0
-    landed: float = 0.0
-    nbytes: int = 0
-
-
-@dataclass
-class Timeline:
-    """When each layer was ready, when it was posted, when the last of it had landed."""
-
-    opened: float = field(default_factory=time.monotonic)
-    layers: dict[int, LayerTimes] = field(default_factory=dict)
-
-    def ready(self, layer: int) -> None:
-        self.layers.setdefault(layer, LayerTimes()).ready = time.monotonic()
-
-    def posted(self, layer: int, nbytes: int) -> None:
-        times = self.layers.setdefault(layer, LayerTimes())
-        times.posted = time.monotonic()
-        times.nbytes += nbytes
-
-    def landed(self, layer: int, when: float) -> None:
-        times = self.layers.setdefault(layer, LayerTimes())
-        times.landed = max(times.landed, when)
-
-    def hidden(self, until: float) -> float:
-        """Share of the bytes, 0..1, of layers that had landed before ``until`` (such as the end of the prefill)."""
-        total = sum(times.nbytes for times in self.layers.values())
-        done = sum(times.nbytes for times in self.layers.values() if 0 < times.landed <= until)
-        return done / total if total else 1.0
+_KINDS = {"failed": PushError, "cancelled": PushCancelled, "aborted": PushAborted}
 
 
 class Push:
@@ -68,28 +41,48 @@ class Push:
         timeline: times per layer.
     """
 
-    def __init__(self, sender: Sender, request_id: str, num_tokens: int) -> None:
-        self._sender = sender
+    def __init__(
+        self,
+        side: Side,
+        request_id: str,
+        num_tokens: int,
+        *,
+        ticket_timeout: float,
+        absent: set[int],
+        remember: Callable[[str, str], None],
+        forget: Callable[[Push], None],
+    ) -> None:
         self.request_id = request_id
         self.num_tokens = num_tokens
         self.done: Outcome[None] = Outcome(f"the push of request {request_id}")
         self.timeline = Timeline()
-        self.deliveries: list[Delivery] = []
-        self.deadline: Deadline | None = None
+        self._side = side
+        self._remember = remember
+        self._forget = forget
+        self._layers = {storage.layer for storage in side.layout.layers}
         self._table: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._ready: dict[int, int] = {}
         self._tail: MemoryRegion | RegionSlice | None = None
-        self.absent: set[int] = set()
-        """Peers, ranks of decoders, that have said that they bring no ticket."""
-        self._ended = 0
-        self._expected = 0
-        self._error: PushError | None = None
-        self._layers = {storage.layer for storage in sender.layout.layers}
+        self._deliveries: dict[Key, Delivery] = {}
+        self._deadline: Deadline | None = None
+        state = protocol.PushState(request_id, num_tokens, ticket_timeout, frozenset(absent))
+        self._driver: Driver[protocol.PushState, protocol.Event, protocol.Action] = Driver(
+            state, protocol.step, self._perform
+        )
+
+    @property
+    def status(self) -> protocol.PushState:
+        """Of its machine."""
+        return self._driver.state
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """The tickets that have come, those that are over included."""
+        return [self._deliveries[key] for key in self.status.tickets]
 
     @property
     def nbytes(self) -> int:
         """Bytes posted so far, to all decoders."""
-        return sum(delivery.nbytes for delivery in self.deliveries)
+        return sum(ticket.nbytes for ticket in self.status.tickets.values())
 
     def append_blocks(self, block_ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Names the next blocks, by position, that the request's KV lies in. They must stay until :attr:`done`.
@@ -100,15 +93,18 @@ class Push:
         blocks = np.asarray(block_ids, dtype=np.int64)
         if blocks.ndim != 1:
             raise ValueError("block_ids must be a list of integers")
-        if blocks.size and not (int(blocks.min()) >= 0 and int(blocks.max()) < self._sender.layout.num_blocks):
-            raise ValueError(f"block ids must be 0..{self._sender.layout.num_blocks - 1}")
-        with self._sender.lock:
+        if blocks.size and not (int(blocks.min()) >= 0 and int(blocks.max()) < self._side.layout.num_blocks):
+            raise ValueError(f"block ids must be 0..{self._side.layout.num_blocks - 1}")
+        with self._side.lock:
             self._table = np.concatenate([self._table, blocks])
 
     def layer_ready(self, layer: int, end_token: int) -> None:
         """As ``sender.layer_ready(layer, [(self, end_token)])``."""
-        with self._sender.lock:
-            self._advance(layer, end_token)
+        with self._side.lock:
+            self.check(layer, end_token)
+            if not self.status.over and self.status.failure is None:
+                self.timeline.ready(layer)
+                self._driver.feed(protocol.Ready(layer, end_token))
 
     def check(self, layer: int, end_token: int) -> None:
         """Raises ValueError for what layer_ready() cannot be told."""
@@ -116,7 +112,7 @@ class Push:
             raise ValueError(f"layer {layer} is none of this rank's")
         if not 0 <= end_token <= self.num_tokens:
             raise ValueError(f"end_token {end_token} of a request of {self.num_tokens} tokens")
-        room = len(self._table) * self._sender.layout.block_tokens
+        room = len(self._table) * self._side.layout.block_tokens
         if end_token > room:
             raise ValueError(
                 f"{end_token} tokens, but the blocks of only {room} have been named: append_blocks() first"
@@ -125,32 +121,13 @@ class Push:
     def tail(self, payload: MemoryRegion | RegionSlice) -> None:
         """Sends what else the decoder has asked for (last hidden state, logits), by one write. ``payload`` must stay
         as it is until :attr:`done`. Decoders that have not asked get nothing."""
-        with self._sender.lock:
+        with self._side.lock:
             self._tail = payload
-            for delivery in list(self.deliveries):
-                delivery.send_tail(payload)
+            self._driver.feed(protocol.TailReady())
 
     def abort(self, reason: str) -> None:
         """Stops; decoders get the negative completion once nothing more can land. Returns at once."""
-        with self._sender.lock:
-            if self.done.done():
-                return
-            if self._error is None:
-                self._error = PushAborted(f"request {self.request_id}: {reason}", request_id=self.request_id)
-            self._sender.remember_abort(self.request_id, reason)
-            for delivery in list(self.deliveries):
-                delivery.stop(reason)
-            self._expected = len(self.deliveries)
-            self._settle()
-
-    def decline(self, reason: str) -> None:
-        """A decoder wants it no more: ends with PushCancelled, unless tickets have come (they have ends of their
-        own)."""
-        with self._sender.lock:
-            if self.done.done() or self.deliveries or self._error is not None:
-                return
-            self._error = PushCancelled(f"request {self.request_id}: {reason}", request_id=self.request_id)
-            self._settle()
+        self.feed(protocol.Abort(reason))
 
     def withdraw_blocks(self, timeout: float) -> bool:
         """Takes the blocks away, as an engine does that preempts the request: nothing more is posted from them, and
@@ -163,12 +140,9 @@ class Push:
 
         Returns whether the push can go on. Either way no NIC reads the blocks when this returns.
         """
-        with self._sender.lock:
+        with self._side.lock:
             self._table = np.zeros(0, dtype=np.int64)
-            self._ready.clear()
-            if any(delivery.request.checksum and delivery.nbytes for delivery in self.deliveries):
-                # Computed again, KV may differ in its last bits from what has been sent; the sums would not match.
-                self.abort("its blocks were needed before it was done, and checksums were asked for")
+            self._driver.feed(protocol.Withdraw())
             under_way = [transfer for delivery in self.deliveries for transfer in delivery.under_way]
         deadline = time.monotonic() + timeout
         try:
@@ -178,77 +152,53 @@ class Push:
             self.abort("its blocks were needed, and the decoder took too long")
             for transfer in under_way:
                 _ended(transfer, None)
-        return self._error is None and not self.done.done()
+        return self.status.failure is None and not self.status.over
 
     def __repr__(self) -> str:
-        return f"<Push of request {self.request_id}, {len(self.deliveries)} tickets>"
+        return f"<Push of request {self.request_id}, {len(self.status.tickets)} tickets>"
 
-    # ---- under the sender's lock -------------------------------------------------------------------------------------
-    def _advance(self, layer: int, end_token: int) -> None:
-        self.check(layer, end_token)
-        if self.done.done() or self._error is not None:
-            return
-        self.timeline.ready(layer)
-        self._ready[layer] = max(end_token, self._ready.get(layer, 0))
-        for delivery in list(self.deliveries):
-            delivery.advance(layer, self._ready[layer], self._table)
+    # ---- for the sender ----------------------------------------------------------------------------------------------
+    def feed(self, event: protocol.Event) -> None:
+        """Something has happened."""
+        with self._side.lock:
+            self._driver.feed(event)
 
-    def _attach(self, delivery: Delivery) -> None:
-        """A ticket has come: it gets what is ready so far."""
-        if self.done.done() or self._error is not None:
-            delivery.stop(str(self._error or "the request has ended"))
-            return
-        cancel(self.deadline)
-        delivery.accept()
-        delivery.push = self
-        self.deliveries.append(delivery)
-        self._expected = max(self._expected, delivery.request.destinations)
-        self.absent.discard(delivery.destination.peer.id)
-        if self._to_come:
-            seconds = self._sender.ticket_timeout
-            self.deadline = self._sender.clock.after(seconds, lambda: self._incomplete(seconds))
-        for layer, end_token in self._ready.items():
-            delivery.advance(layer, end_token, self._table)
-        if self._tail is not None:
-            delivery.send_tail(self._tail)
-        delivery.settle()
+    def attach(self, delivery: Delivery) -> None:
+        """A ticket for this request has come, and its list of blocks is whole."""
+        key, ticket = delivery.key, delivery.status
 
-    @property
-    def _to_come(self) -> bool:
-        """Whether ranks of a decoder that has come are missing."""
-        return len(self.deliveries) + len(self.absent) < self._expected
+        def feed(event: TicketEvent) -> None:
+            self._driver.feed(protocol.ForTicket(key, event))
 
-    def do_without(self, peer_id: int) -> None:
-        """A rank of a decoder has declined: its ticket is not waited for."""
-        if all(delivery.destination.peer.id != peer_id for delivery in self.deliveries):
-            self.absent.add(peer_id)
-            if self.deliveries and not self._to_come:
-                cancel(self.deadline)
-                self._settle()
+        self._deliveries[key] = delivery
+        delivery.source = Source(
+            feed, lambda: self.status.tickets[key], lambda: self._table, lambda: self._tail, self.timeline
+        )
+        self._driver.feed(protocol.Attach(key, ticket))
 
-    def _incomplete(self, seconds: float) -> None:
-        if self._to_come:
-            self.abort(f"{self._expected} tickets were announced, {len(self.deliveries)} came within {seconds:g} s")
-
-    def _delivered(self, delivery: Delivery) -> None:
-        self._ended += 1
-        if delivery.state == "stopped" and self._error is None:
-            kind = PushCancelled if delivery.by_receiver else PushError
-            self._error = kind(f"request {self.request_id}: {delivery.reason}", request_id=self.request_id)
-            # The other ranks of that decoder get no whole request any more: they will cancel, or are told.
-        self._settle()
-
-    def _settle(self) -> None:
-        if self.done.done() or self._ended < len(self.deliveries):
-            return
-        if self._error is None and (not self.deliveries or self._to_come):
-            return  # tickets are still to come
-        cancel(self.deadline)
-        self._sender.forget_push(self)
-        if self._error is not None:
-            self.done._fail(self._error)
-        else:
-            self.done._resolve(None)
+    # ---- actions -----------------------------------------------------------------------------------------------------
+    def _perform(self, action: protocol.Action) -> None:
+        match action:
+            case protocol.To():
+                self._deliveries[action.key].perform(action.action)
+            case protocol.Refuse():
+                delivery = self._deliveries.pop(action.key)
+                delivery.source = None
+                delivery.feed(Stop(action.reason))
+            case protocol.Set():
+                cancel(self._deadline)
+                self._deadline = self._side.clock.after(action.seconds, lambda: self.feed(protocol.Late()))
+            case protocol.Clear():
+                cancel(self._deadline)
+            case protocol.Remember():
+                self._remember(self.request_id, action.reason)
+            case protocol.Close():
+                self._forget(self)
+                failure = action.failure
+                if failure is None:
+                    self.done._resolve(None)
+                else:
+                    self.done._fail(_KINDS[failure.kind](failure.text, request_id=self.request_id))
 
 
 def _ended(transfer: Transfer, timeout: float | None) -> None:

@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire.errors import ConnectError, ConnectTimeout, PeerLostError, RailwireError
-from railwire.kvcache import messages
-from railwire.kvcache.channel import channel_of
-from railwire.kvcache.deadlines import Deadlines
-from railwire.kvcache.descriptor import RankDescriptor
-from railwire.kvcache.idle import idle_plan, notary
-from railwire.kvcache.layout import InstanceLayout, LayoutError
-from railwire.kvcache.plan import RankPlan, plan
+from railwire.kvcache.geometry.idle import idle_plan, notary
+from railwire.kvcache.geometry.layout import InstanceLayout, LayoutError
+from railwire.kvcache.geometry.plan import RankPlan, plan
+from railwire.kvcache.link import Link, Source
+from railwire.kvcache.protocol import messages
+from railwire.kvcache.protocol.descriptor import RankDescriptor
+from railwire.kvcache.protocol.ticket import Accepted, Ended, Fenced, NotFenced
+from railwire.kvcache.side import side
 from railwire.kvcache.slots import ImmSlots
-from railwire.kvcache.ticket import Ticket
+from railwire.kvcache.ticket import Ticket, Wanted
 
 if TYPE_CHECKING:
     from railwire.engine import TransferEngine
@@ -30,34 +31,6 @@ if TYPE_CHECKING:
 
 
 _Key = tuple[str | bytes, ...]  # of a prefill instance: its id, and the incarnations of its engines
-
-
-class Source:
-    """One rank of a prefill instance, as a link sees it."""
-
-    def __init__(self, rank: int, peer: Peer, rank_plan: RankPlan, destinations: int) -> None:
-        self.rank = rank
-        self.peer = peer
-        self.plan = rank_plan
-        self.destinations = destinations
-        """Ranks of our instance that this source rank writes to."""
-
-
-class Link:
-    """A prefill instance that has agreed on a plan with us. Made by ``receiver.connect()``."""
-
-    def __init__(self, instance: str, sources: Sequence[Source]) -> None:
-        self.instance = instance
-        self.sources = tuple(sources)
-        self.unit_tokens = sources[0].plan.unit_tokens
-
-    @property
-    def connected(self) -> bool:
-        """Whether all of its ranks are there."""
-        return all(source.peer.state == "connected" for source in self.sources)
-
-    def __repr__(self) -> str:
-        return f"<Link {self.instance}, {len(self.sources)} ranks{'' if self.connected else ', lost'}>"
 
 
 class _Turn:
@@ -94,19 +67,15 @@ class Receiver:
         max_tickets: int = 1024,
         drain_timeout: float | None = None,
     ) -> None:
-        if not 0 <= rank < len(instance.ranks):
-            raise LayoutError(f"rank {rank} of an instance of {len(instance.ranks)} ranks")
+        self._side = side(engine, instance, rank, regions, "railwire-kv-receiver")
         self.engine = engine
         self.instance = instance
         self.rank = rank
-        self.layout = instance.ranks[rank]
-        check_regions(self.layout.region_bytes, regions)
-        self.regions = tuple(regions)
+        self.layout = self._side.layout
+        self.regions = self._side.regions
         self.drain_timeout = engine.liveness if drain_timeout is None else drain_timeout
         self.slots = ImmSlots(max_tickets)
-        self.lock = threading.RLock()
-        self.channel = channel_of(engine)
-        self.clock = Deadlines("railwire-kv-receiver")
+        self.lock, self.channel, self.clock = self._side.lock, self._side.channel, self._side.clock
         self.tickets: dict[int, Ticket] = {}
         self.closed = False
         self._ids = itertools.count(1)
@@ -281,9 +250,18 @@ class Receiver:
                 raise RailwireError("the receiver is closed")
             if not link.connected:
                 raise PeerLostError(f"prefill instance {link.instance} is lost: connect() again", reason="peer_lost")
-            ticket = Ticket(self, next(self._ids), link, request_id, wanted, first_block, first_token, num_tokens)
-            ticket.start(tail, checksum, timeout, answer_timeout)
+            wants = Wanted(request_id, wanted, first_block, first_token, num_tokens, tail, checksum)
+            ticket = Ticket(
+                self._side, self.slots, next(self._ids), link, wants,
+                answer_timeout=answer_timeout, drain_timeout=self.drain_timeout,
+                fence=self.fence, forget=self._forget,
+            )  # fmt: skip
+            self.tickets[ticket.id] = ticket
+            ticket.start(timeout)
             return ticket
+
+    def _forget(self, ticket: Ticket) -> None:
+        del self.tickets[ticket.id]
 
     def announce(self, link: Link, request_id: str) -> None:
         """Tells a prefill instance that we will ask for this request once there is room for it: its push then waits for
@@ -340,9 +318,9 @@ class Receiver:
             if ticket is None:
                 return  # it has ended: an answer that crossed with ours
             if isinstance(message, messages.Accepted):
-                ticket.on_accepted(peer)
+                ticket.feed(Accepted(peer.id))
             elif isinstance(message, messages.Ended):
-                ticket.on_ended(peer, message.reason[: messages.MAX_REASON])
+                ticket.feed(Ended(peer.id, message.reason[: messages.MAX_REASON]))
             elif isinstance(message, messages.Sums):
                 ticket.on_sums(peer, message)
 
@@ -373,10 +351,7 @@ class Receiver:
             self._fencing.discard(peer.id)
             waiting = [ticket for ticket in self.tickets.values() if ticket.waits_for(peer)]
             for ticket in waiting:
-                if error is None:
-                    ticket.on_quiet(peer)
-                else:
-                    ticket.on_unfenced(peer, error)
+                ticket.feed(Fenced(peer.id) if error is None else NotFenced(peer.id, str(error)))
         if error is not None and waiting and not self.closed:
             # A stopped process may go on: only its death, or its word, ends this.
             self.clock.after(min(1.0, self.drain_timeout), lambda: self.fence(peer))
@@ -386,12 +361,3 @@ def check_name(request_id: str) -> None:
     """Raises ValueError for a request's name that no message carries."""
     if len(request_id) > messages.MAX_NAME:
         raise ValueError(f"a request's name has at most {messages.MAX_NAME} characters, not {len(request_id)}")
-
-
-def check_regions(region_bytes: Sequence[int], regions: Sequence[MemoryRegion]) -> None:
-    """Raises LayoutError unless the regions are as many and as large as the layout says."""
-    if len(regions) != len(region_bytes):
-        raise LayoutError(f"the layout has {len(region_bytes)} regions, {len(regions)} were given")
-    for index, (region, nbytes) in enumerate(zip(regions, region_bytes, strict=True)):
-        if region.nbytes < nbytes:
-            raise LayoutError(f"region {index} has {region.nbytes} bytes, its layout {nbytes}")

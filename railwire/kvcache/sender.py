@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from railwire.errors import DescriptorError, RailwireError
-from railwire.kvcache import messages
-from railwire.kvcache.announced import Announced
-from railwire.kvcache.channel import channel_of
-from railwire.kvcache.deadlines import Deadlines, cancel
+from railwire.kvcache.deadlines import cancel
 from railwire.kvcache.delivery import Delivery, Destination
-from railwire.kvcache.descriptor import RankDescriptor
 from railwire.kvcache.errors import PushError
-from railwire.kvcache.idle import DIGEST, idle_plan
-from railwire.kvcache.layout import InstanceLayout, LayoutError, RankLayout
-from railwire.kvcache.plan import plan
+from railwire.kvcache.geometry.idle import DIGEST, idle_plan
+from railwire.kvcache.geometry.layout import InstanceLayout, LayoutError, RankLayout
+from railwire.kvcache.geometry.plan import plan
+from railwire.kvcache.protocol import messages
+from railwire.kvcache.protocol.announced import Announced
+from railwire.kvcache.protocol.delivery import Expected, Stop
+from railwire.kvcache.protocol.descriptor import RankDescriptor
+from railwire.kvcache.protocol.push import AwaitDecoder, Decline, DoWithout
 from railwire.kvcache.push import Push
-from railwire.kvcache.receiver import check_regions
+from railwire.kvcache.side import side
 from railwire.kvcache.slots import MAX_SLOTS
 from railwire.memory import RemoteRegion
 from railwire.wire import UNREADABLE
@@ -77,20 +77,16 @@ class Sender:
         ticket_timeout: float = 30.0,
         queue_timeout: float = 480.0,
     ) -> None:
-        if not 0 <= rank < len(instance.ranks):
-            raise LayoutError(f"rank {rank} of an instance of {len(instance.ranks)} ranks")
+        self._side = side(engine, instance, rank, regions, "railwire-kv-sender")
         self.engine = engine
         self.instance = instance
         self.rank = rank
-        self.layout = instance.ranks[rank]
-        check_regions(self.layout.region_bytes, regions)
-        self.regions = tuple(regions)
+        self.layout = self._side.layout
+        self.regions = self._side.regions
         self.instance_id = instance_id or secrets.token_hex(8)
         self.ticket_timeout = ticket_timeout
         self.queue_timeout = queue_timeout
-        self.lock = threading.RLock()
-        self.channel = channel_of(engine)
-        self.clock = Deadlines("railwire-kv-sender")
+        self.lock, self.channel, self.clock = self._side.lock, self._side.channel, self._side.clock
         self.closed = False
         self.refused_tickets = 0
         self._destinations: dict[int, Destination] = {}
@@ -123,7 +119,7 @@ class Sender:
             self._announced.queue(request_id)
             self._aborted.pop(request_id, None)  # another life of this name
             for delivery in self._unmatched.get(request_id, ()):
-                delivery.accept()
+                delivery.feed(Expected())
 
     def open(self, request_id: str, num_tokens: int) -> Push:
         """Begins the push of a request, before or after its tickets have come.
@@ -141,17 +137,20 @@ class Sender:
                 raise RailwireError("the sender is closed")
             if request_id in self._pushes:
                 raise ValueError(f"request {request_id} is being pushed already")
-            push = Push(self, request_id, num_tokens)
+            push = Push(
+                self._side, request_id, num_tokens,
+                ticket_timeout=self.ticket_timeout, absent=self._absent.pop(request_id, set()),
+                remember=self._remember, forget=self._forget_push,
+            )  # fmt: skip
             self._pushes[request_id] = push
             self._aborted.pop(request_id, None)
             self._announced.unqueue(request_id)
-            push.absent |= self._absent.pop(request_id, set())
             for delivery in self._unmatched.pop(request_id, []):
-                self._attach(delivery, push)
+                push.attach(delivery)
             declined = self._declined.pop(request_id, None)
             if declined is not None:
-                push.decline(declined)
-            elif not push.deliveries:
+                push.feed(Decline(declined))
+            elif not push.status.tickets:
                 self._await_decoder(push)
             return push
 
@@ -164,7 +163,7 @@ class Sender:
         """
         with self.lock:
             for push, end_token in items:
-                push._advance(layer, end_token)
+                push.layer_ready(layer, end_token)
 
     def refuse(self, request_id: str, reason: str) -> None:
         """The request will not be computed here: its tickets, those that have come and those to come, fail with this
@@ -174,10 +173,10 @@ class Sender:
             if push is not None:
                 push.abort(reason)
                 return
-            self.remember_abort(request_id, reason)
+            self._remember(request_id, reason)
             self._announced.over(request_id)
             for delivery in self._unmatched.pop(request_id, []):
-                delivery.stop(reason)
+                delivery.feed(Stop(reason))
 
     @property
     def open_pushes(self) -> int:
@@ -210,7 +209,7 @@ class Sender:
             push.abort("the prefiller is closing")
         with self.lock:
             for delivery in waiting:
-                delivery.stop("the prefiller is closing")
+                delivery.feed(Stop("the prefiller is closing"))
         for push in pushes:
             try:
                 push.done.wait(timeout)
@@ -222,7 +221,7 @@ class Sender:
         self.clock.close()
 
     # ---- for pushes and deliveries, under the lock -------------------------------------------------------------------
-    def remember_abort(self, request_id: str, reason: str) -> None:
+    def _remember(self, request_id: str, reason: str) -> None:
         self._aborted[request_id] = reason
         while len(self._aborted) > _REMEMBERED:
             self._aborted.popitem(last=False)
@@ -230,13 +229,12 @@ class Sender:
     def _await_decoder(self, push: Push) -> None:
         """Of a push without tickets: from now on, as long as what is known of decoders says."""
         seconds = self.queue_timeout if self._announced.anybody(push.request_id) else self.ticket_timeout
-        cancel(push.deadline)
-        push.deadline = self.clock.after(seconds, lambda: self._nobody_asked(push, seconds))
+        push.feed(AwaitDecoder(seconds))
 
     def _nobody_comes(self, push: Push, reason: str) -> None:
-        if not push.deliveries:
-            self.remember_abort(push.request_id, reason)  # a ticket that comes all the same is answered at once
-            push.decline(reason)
+        if not push.status.tickets:
+            self._remember(push.request_id, reason)  # a ticket that comes all the same is answered at once
+            push.feed(Decline(reason))
 
     def _on_coming(self, peer: Peer, request_id: str) -> None:
         if peer.id not in self._destinations:
@@ -255,7 +253,7 @@ class Sender:
         self._announced.came(peer.id, request_id)
         push = self._pushes.get(request_id)
         if push is not None:
-            push.do_without(peer.id)
+            push.feed(DoWithout(peer.id))
         elif peer.id in self._destinations:
             self._absent.setdefault(request_id, set()).add(peer.id)
             while len(self._absent) > _REMEMBERED:
@@ -269,13 +267,13 @@ class Sender:
         while len(self._declined) > _REMEMBERED:
             self._declined.popitem(last=False)
 
-    def forget_push(self, push: Push) -> None:
+    def _forget_push(self, push: Push) -> None:
         if self._pushes.get(push.request_id) is push:
             del self._pushes[push.request_id]
             self._announced.over(push.request_id)
 
-    def forget_delivery(self, delivery: Delivery) -> None:
-        known = self._deliveries.pop((delivery.destination.peer.id, delivery.request.ticket), None)
+    def _forget_delivery(self, delivery: Delivery) -> None:
+        known = self._deliveries.pop(delivery.key, None)
         load = self._load.get(delivery.destination.peer.id)
         if known is not None and load is not None:
             load.tickets -= 1
@@ -307,7 +305,7 @@ class Sender:
                     # It has ended, or it never was: either way nothing of it can land.
                     self.channel.send(peer, messages.Ended(message.ticket, messages.CANCELLED))
                 else:
-                    delivery.stop(messages.CANCELLED, by_receiver=True)
+                    delivery.feed(Stop(messages.CANCELLED, by_receiver=True))
 
     def _on_hello(self, peer: Peer, hello: messages.Hello) -> None:
         try:
@@ -347,7 +345,7 @@ class Sender:
         announced = self._announced.came(peer.id, request.request_id)
         self._take_ticket(peer, request)
         push = self._pushes.get(request.request_id)
-        if announced and push is not None and not push.deliveries:
+        if announced and push is not None and not push.status.tickets:
             self._await_decoder(push)  # it was turned away, or is not whole yet: nobody need come again
 
     def _take_ticket(self, peer: Peer, request: messages.Request) -> None:
@@ -364,7 +362,7 @@ class Sender:
                 raise DescriptorError(
                     f"{load.tickets} tickets over {load.blocks} blocks are open, more than this decoder can have"
                 )
-            delivery = Delivery(self, destination, request)
+            delivery = Delivery(self._side, destination, request, self._forget_delivery)
             if request.request_id in self._aborted:
                 raise PushError(self._aborted[request.request_id], request_id=request.request_id)
         except (DescriptorError, PushError) as error:
@@ -386,31 +384,19 @@ class Sender:
         request = delivery.request
         push = self._pushes.get(request.request_id)
         if push is not None:
-            self._attach(delivery, push)
+            push.attach(delivery)
             return
         self._unmatched.setdefault(request.request_id, []).append(delivery)
         if self._announced.queued(request.request_id):
-            delivery.accept()
+            delivery.feed(Expected())
             return
         text = f"the prefiller got no request {request.request_id} within {self.ticket_timeout:g} s"
         delivery.deadline = self.clock.after(self.ticket_timeout, lambda: self._unmatched_too_long(delivery, text))
 
-    def _attach(self, delivery: Delivery, push: Push) -> None:
-        cancel(delivery.deadline)
-        if delivery.request.num_tokens != push.num_tokens:
-            delivery.stop(f"the ticket is for {delivery.request.num_tokens} tokens, the request has {push.num_tokens}")
-            return
-        push._attach(delivery)
-
     def _unmatched_too_long(self, delivery: Delivery, text: str) -> None:
         with self.lock:
-            if delivery.push is None:
-                delivery.stop(text)
-
-    def _nobody_asked(self, push: Push, seconds: float) -> None:
-        with self.lock:
-            if not push.deliveries:
-                push.abort(f"no decoder has asked for it within {seconds:g} s")
+            if delivery.source is None:
+                delivery.feed(Stop(text))
 
     def _on_peer_lost(self, peer: Peer, reason: str) -> None:
         with self.lock:
@@ -422,4 +408,4 @@ class Sender:
                 if push is not None:
                     self._nobody_comes(push, f"decoder {peer.name}, which was coming for it, is lost: {reason}")
             for delivery in [d for (peer_id, _), d in self._deliveries.items() if peer_id == peer.id]:
-                delivery.stop(f"decoder {peer.name} is lost: {reason}", by_receiver=True)
+                delivery.feed(Stop(f"decoder {peer.name} is lost: {reason}", by_receiver=True))

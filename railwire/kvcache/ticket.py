@@ -1,28 +1,38 @@
 """A ticket: the right of a prefill instance to write certain pages, and what becomes of it.
 
-States: ``open`` -> ``arrived``; or ``open`` -> ``draining`` -> ``failed`` | ``cancelled``. Draining ends when every
-source rank has said that nothing of it will land, or has been fenced; never because time has passed.
+A shell around :mod:`railwire.kvcache.protocol.ticket`, which says in which states it can be.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from railwire.errors import DescriptorError, RailwireError
-from railwire.kvcache import messages
+from railwire.errors import DescriptorError
 from railwire.kvcache.deadlines import Deadline, cancel
+from railwire.kvcache.driver import Driver
 from railwire.kvcache.errors import ChecksumMismatch, TicketCancelled, TicketError, TicketFailed
 from railwire.kvcache.outcome import Outcome
+from railwire.kvcache.protocol import messages
+from railwire.kvcache.protocol import ticket as protocol
 
 if TYPE_CHECKING:
-    from railwire.kvcache.receiver import Link, Receiver
+    from railwire.kvcache.link import Link
+    from railwire.kvcache.side import Side
+    from railwire.kvcache.slots import ImmSlots
     from railwire.memory import RegionSlice
     from railwire.peer import Peer
     from railwire.transfer import Expectation
+
+_KINDS: dict[str, type[TicketError]] = {
+    "failed": TicketFailed,
+    "cancelled": TicketCancelled,
+    "mismatch": ChecksumMismatch,
+}
 
 
 class Arrival(NamedTuple):
@@ -34,6 +44,19 @@ class Arrival(NamedTuple):
     arrivals: int
 
 
+class Wanted(NamedTuple):
+    """What a ticket asks for: the tokens [first_token, num_tokens) of a request, and how."""
+
+    request_id: str
+    blocks: npt.NDArray[Any]
+    """Ours by position, from ``first_block`` on."""
+    first_block: int
+    first_token: int
+    num_tokens: int
+    tail: RegionSlice | None
+    checksum: bool
+
+
 class Ticket(Outcome[Arrival]):
     """Await it, or ``wait()``: an :class:`Arrival`, or TicketFailed, TicketCancelled, ChecksumMismatch.
 
@@ -42,232 +65,176 @@ class Ticket(Outcome[Arrival]):
 
     def __init__(
         self,
-        receiver: Receiver,
+        side: Side,
+        slots: ImmSlots,
         ticket_id: int,
         link: Link,
-        request_id: str,
-        blocks: npt.NDArray[Any],
-        first_block: int,
-        first_token: int,
-        num_tokens: int,
+        wanted: Wanted,
+        *,
+        answer_timeout: float,
+        drain_timeout: float,
+        fence: Callable[[Peer], None],
+        forget: Callable[[Ticket], None],
     ) -> None:
+        request_id = wanted.request_id
         super().__init__(f"the ticket of request {request_id}")
-        self._receiver = receiver
         self.id = ticket_id
         self.link = link
         self.request_id = request_id
-        self.blocks = blocks
-        self.first_block = first_block
-        self.first_token = first_token
-        self.num_tokens = num_tokens
-        self.imm = receiver.slots.take()
+        self.first_token = wanted.first_token
+        self.num_tokens = wanted.num_tokens
+        self.imm = slots.take()
         self.reusable: Outcome[None] = Outcome(f"the fence of request {request_id}")
         """Ends when nobody can write the pages any more; before or with the ticket itself, but for a lost shm peer."""
-        self.state = "open"
-        self._busy = {source.peer.id: source for source in link.sources}  # may still write
-        self._error: TicketError | None = None
+        self._side = side
+        self._slots = slots
+        self._wanted = wanted
+        self._fence = fence
+        self._forget = forget
         self._began = time.monotonic()
         self._expectation: Expectation | None = None
-        self._arrivals = sum(source.plan.arrivals(first_token, num_tokens) for source in link.sources)
-        self._nbytes = sum(source.plan.nbytes(first_token, num_tokens) for source in link.sources)
-        self._checksum = False
-        self._sums: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
-        self._sums_missing: dict[int, int] = {}
-        self._landed = False
-        self._silent = {source.peer.id: source for source in link.sources}  # have not said that the request is there
-        self._silence: Deadline | None = None
-
-    # ---- called under the receiver's lock ----------------------------------------------------------------------------
-    def start(self, tail: RegionSlice | None, checksum: bool, timeout: float, answer_timeout: float) -> None:
-        """Sends itself. What fails here fails the ticket."""
-        receiver = self._receiver
-        receiver.tickets[self.id] = self
-        self._checksum = checksum
-        if checksum:
-            units = -(-(self.num_tokens - self.first_token) // self.link.unit_tokens)
-            self._sums = np.zeros(units, dtype=np.uint64)
-            self._sums_missing = {s.peer.id: units for s in self.link.sources if s.plan.num_steps and units}
-        tail_source = self.link.sources[-1] if tail is not None else None
-        if tail_source is not None and tail is not None:
+        self._deadlines: dict[protocol.Timer, Deadline] = {}
+        tokens = (wanted.first_token, wanted.num_tokens)
+        self._arrivals = sum(source.plan.arrivals(*tokens) for source in link.sources)
+        self._nbytes = sum(source.plan.nbytes(*tokens) for source in link.sources)
+        if wanted.tail is not None:
             self._arrivals += 1
-            self._nbytes += tail.nbytes
-        data = self.blocks.astype("<u4").tobytes()
+            self._nbytes += wanted.tail.nbytes
+        units = -(-(wanted.num_tokens - wanted.first_token) // link.unit_tokens) if wanted.checksum else 0
+        self._sums: npt.NDArray[np.uint64] = np.zeros(units, dtype=np.uint64)
+        self._peers = {source.peer.id: source.peer for source in link.sources}
+        state = protocol.opened(
+            {source.peer.id: source.peer.name for source in link.sources},
+            {source.peer.id: units for source in link.sources if source.plan.num_steps and units},
+            wanted.checksum, answer_timeout, drain_timeout,
+        )  # fmt: skip
+        self._driver: Driver[protocol.TicketState, protocol.Event, protocol.Action] = Driver(
+            state, protocol.step, self._perform
+        )
+
+    @property
+    def state(self) -> str:
+        """``open``, ``draining``, ``arrived``, ``failed`` or ``cancelled``."""
+        phase = self._driver.state.phase
+        return "open" if phase == "verifying" else phase
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Asks for the end; returns at once. The ticket ends as cancelled when both ends have drained, unless
+        everything has arrived meanwhile."""
+        self.feed(protocol.Cancel(reason))
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.id} of request {self.request_id}: {self.state}>"
+
+    # ---- for the receiver --------------------------------------------------------------------------------------------
+    def feed(self, event: protocol.Event) -> None:
+        """Something has happened."""
+        with self._side.lock:
+            self._driver.feed(event)
+
+    def start(self, timeout: float) -> None:
+        """Sends itself. What fails here fails the ticket."""
+        wanted = self._wanted
+        data = wanted.blocks.astype("<u4").tobytes()
         step = 4 * messages.BLOCKS_PER_MESSAGE
         try:
-            peers = [source.peer for source in self.link.sources]
-            counter = receiver.engine.counter(self.imm)
-            self._expectation = counter.expect(self._arrivals, peers=peers, timeout=timeout)
+            expectation = self._side.engine.counter(self.imm).expect(
+                self._arrivals, peers=list(self._peers.values()), timeout=timeout
+            )
+            self._expectation = expectation
             for source in self.link.sources:
-                wants_tail = tail.descriptor if tail is not None and source is tail_source else None
+                tail = b""
+                if wanted.tail is not None and source is self.link.sources[-1]:
+                    tail = bytes(wanted.tail.descriptor)
                 request = messages.Request(
-                    self.id, self.link.instance, self.request_id, self.imm, self.first_token, self.num_tokens,
-                    self.first_block, len(self.blocks), data[:step], source.destinations,
-                    b"" if wants_tail is None else bytes(wants_tail), checksum,
+                    self.id, self.link.instance, self.request_id, self.imm, wanted.first_token, wanted.num_tokens,
+                    wanted.first_block, len(wanted.blocks), data[:step], source.destinations, tail, wanted.checksum,
                 )  # fmt: skip
-                receiver.channel.send(source.peer, request)
+                self._side.channel.send(source.peer, request)
                 for begin in range(step, len(data), step):
-                    receiver.channel.send(source.peer, messages.Blocks(self.id, data[begin : begin + step]))
-            self._expectation.add_done_callback(self._on_expectation)
-            self._silence = receiver.clock.after(answer_timeout, lambda: self._too_silent(answer_timeout))
+                    self._side.channel.send(source.peer, messages.Blocks(self.id, data[begin : begin + step]))
+            expectation.add_done_callback(self._on_expectation)
+            self.feed(protocol.Sent())
         except Exception as error:  # whatever it is: the source that got its part may write, and the slot is taken
-            self._drain(self._failed(str(error)))
+            self.feed(protocol.NotSent(str(error)))
 
     def waits_for(self, peer: Peer) -> bool:
-        return self.state == "draining" and peer.id in self._busy
-
-    def on_accepted(self, peer: Peer) -> None:
-        """The request is there, in a queue or under way. With the word of all ranks it is a question of their lives,
-        not of time."""
-        self._silent.pop(peer.id, None)
-        if not self._silent:
-            cancel(self._silence)
-
-    def on_ended(self, peer: Peer, reason: str) -> None:
-        """This source rank writes no more."""
-        if peer.id not in self._busy:
-            return
-        if self.state == "open":
-            # Its word comes first: draining then asks the others only.
-            self._busy.pop(peer.id)
-            self._drain(self._failed(f"prefiller {peer.name}: {reason}"))
-        else:
-            if isinstance(self._error, TicketFailed) and reason != messages.CANCELLED and not self.done():
-                # The counter failed first; the prefiller's own word says why.
-                self._error.args = (f"request {self.request_id}: prefiller {peer.name}: {reason}",)
-            self.on_quiet(peer)
-
-    def on_quiet(self, peer: Peer) -> None:
-        """It has confirmed, or it has been fenced."""
-        self._busy.pop(peer.id, None)
-        if self.state == "draining" and not self._busy:
-            self._quiet()
-
-    def on_unfenced(self, peer: Peer, error: RailwireError) -> None:
-        """It is lost, and may still write: the ticket ends, its pages do not come back yet."""
-        if self._error is not None and not self.done():
-            self._error.reusable = False
-            self._error.args = (f"{self._error}; and {error}",)
-            self._fail(self._error)
+        """Whether its end depends on this peer, which may still write."""
+        state = self._driver.state
+        return state.phase == "draining" and peer.id in state.busy
 
     def on_sums(self, peer: Peer, message: messages.Sums) -> None:
-        missing = self._sums_missing.get(peer.id, 0)
+        """Checksums have come. Raises DescriptorError for those that cannot be."""
+        missing = self._driver.state.missing.get(peer.id, 0)
         sums = np.frombuffer(message.sums, dtype="<u8") if len(message.sums) % 8 == 0 else np.zeros(0, np.uint64)
         last = message.first + len(sums)
         if not 0 < len(sums) <= missing or message.first < 0 or last > len(self._sums):
             raise DescriptorError(f"checksums {message.first}..{last} of ticket {self.id}, which has {len(self._sums)}")
         self._sums[message.first : last] += sums
-        self._sums_missing[peer.id] = missing - len(sums)
-        if self._landed and not any(self._sums_missing.values()):
-            self._arrived()
+        self.feed(protocol.SumsCame(peer.id, len(sums)))
 
-    # ---- from anywhere -----------------------------------------------------------------------------------------------
-    def cancel(self, reason: str = "cancelled") -> None:
-        """Asks for the end; returns at once. The ticket ends as cancelled when both ends have drained, unless
-        everything has arrived meanwhile."""
-        with self._receiver.lock:
-            if self.state == "open":
-                self._drain(TicketCancelled(f"request {self.request_id}: {reason}", request_id=self.request_id))
-
-    def __repr__(self) -> str:
-        return f"<Ticket {self.id} of request {self.request_id}: {self.state}>"
-
-    # ---- transitions -------------------------------------------------------------------------------------------------
+    # ---- events and actions ------------------------------------------------------------------------------------------
     def _on_expectation(self, expectation: Expectation) -> None:
-        with self._receiver.lock:
-            if self.state != "open":
-                return
-            error = expectation.exception()
-            if error is not None:
-                self._drain(self._failed(str(error)))
-            elif any(self._sums_missing.values()):
-                self._landed = True
-                limit = self._receiver.drain_timeout
-                self._receiver.clock.after(limit, lambda: self._sums_late(limit))
-            else:
-                self._arrived()
+        error = expectation.exception()
+        self.feed(protocol.Landed() if error is None else protocol.CounterFailed(str(error)))
 
-    def _sums_late(self, seconds: float) -> None:
-        with self._receiver.lock:
-            if self.state == "open":
-                self._drain(self._failed(f"all pages are here, but no checksums after {seconds:g} s more"))
+    def _perform(self, action: protocol.Action) -> None:
+        match action:
+            case protocol.Set():
+                timer = action.timer
+                self._deadlines[timer] = self._side.clock.after(action.seconds, lambda: self.feed(protocol.Late(timer)))
+            case protocol.Clear():
+                cancel(self._deadlines.get(action.timer))
+            case protocol.StopCounting():
+                if self._expectation is not None:
+                    self._expectation.cancel()
+            case protocol.Withdraw():
+                peer = self._peers[action.source]
+                cancel_it = messages.Cancel(self.id)
+                if peer.state != "connected" or self._side.channel.send(peer, cancel_it) is None:
+                    self._fence(peer)
+            case protocol.Fence():
+                self._fence(self._peers[action.source])
+            case protocol.Verify():
+                self._verify()
+            case protocol.Release():
+                self._forget(self)
+                if not self._side.engine.closed:
+                    self._side.engine.counter(self.imm).reset()
+                self._slots.give_back(self.imm)
+                self.reusable._resolve(None)
+            case protocol.End():
+                self._end(action.failure)
 
-    def _too_silent(self, seconds: float) -> None:
-        with self._receiver.lock:
-            if self.state == "open" and self._silent and not self._landed:
-                names = ", ".join(source.peer.name for source in self._silent.values())
-                self._drain(self._failed(f"prefiller {names} did not say within {seconds:g} s that it has the request"))
+    def _end(self, failure: protocol.Failure | None) -> None:
+        if failure is None:
+            self._resolve(Arrival(time.monotonic() - self._began, self._nbytes, self._arrivals))
+            return
+        text = f"request {self.request_id}: {failure.text}"
+        self._fail(_KINDS[failure.kind](text, request_id=self.request_id, reusable=failure.reusable))
 
-    def _arrived(self) -> None:
-        if self._checksum:
-            try:
-                wrong = self._wrong_units()
-            except ValueError as error:  # such as memory that the host cannot read
-                self._error = self._failed(f"cannot compute checksums: {error}")
-                self._quiet()
-                return
+    def _verify(self) -> None:
+        failure: protocol.Failure | None = protocol.Failure("failed", "cannot compute checksums")
+        try:
+            wrong = self._wrong_units()
+            failure = None
             if len(wrong):
                 first = self.first_token + int(wrong[0]) * self.link.unit_tokens
                 text = f"{len(wrong)} of {len(self._sums)} pages differ from what was sent, the first at token {first}"
-                self._error = ChecksumMismatch(f"request {self.request_id}: {text}", request_id=self.request_id)
-                self._quiet()
-                return
-        self.state = "arrived"
-        self._release()
-        self.reusable._resolve(None)
-        self._resolve(Arrival(time.monotonic() - self._began, self._nbytes, self._arrivals))
+                failure = protocol.Failure("mismatch", text)
+        except ValueError as error:  # such as memory that the host cannot read
+            failure = protocol.Failure("failed", f"cannot compute checksums: {error}")
+        finally:
+            self.feed(protocol.Verified(failure))
 
     def _wrong_units(self) -> npt.NDArray[np.int64]:
-        from railwire.kvcache.checksum import destination_sums
+        from railwire.kvcache.geometry.checksum import destination_sums
 
-        receiver = self._receiver
-        table = np.zeros(self.first_block + len(self.blocks), dtype=np.int64)
-        table[self.first_block :] = self.blocks
+        wanted = self._wanted
+        table = np.zeros(wanted.first_block + len(wanted.blocks), dtype=np.int64)
+        table[wanted.first_block :] = wanted.blocks
         have = destination_sums(
-            [region.array for region in receiver.regions],
-            receiver.layout,
-            self.link.unit_tokens,
-            table,
-            self.first_token,
-            self.num_tokens,
-        )
+            [region.array for region in self._side.regions], self._side.layout, self.link.unit_tokens, table,
+            wanted.first_token, wanted.num_tokens,
+        )  # fmt: skip
         return np.flatnonzero(have != self._sums)
-
-    def _failed(self, why: str) -> TicketFailed:
-        return TicketFailed(f"request {self.request_id}: {why}", request_id=self.request_id)
-
-    def _drain(self, error: TicketError) -> None:
-        receiver = self._receiver
-        self.state = "draining"
-        self._error = error
-        if self._expectation is not None:
-            self._expectation.cancel()
-        if not self._busy:
-            self._quiet()
-            return
-        for source in list(self._busy.values()):
-            if source.peer.state != "connected" or receiver.channel.send(source.peer, messages.Cancel(self.id)) is None:
-                receiver.fence(source.peer)
-        receiver.clock.after(receiver.drain_timeout, self._drain_late)
-
-    def _drain_late(self) -> None:
-        """Whoever has not confirmed by now loses its connection, and with it the means to write."""
-        with self._receiver.lock:
-            late = list(self._busy.values()) if self.state == "draining" else []
-        for source in late:
-            self._receiver.fence(source.peer)
-
-    def _quiet(self) -> None:
-        assert self._error is not None
-        self.state = "cancelled" if isinstance(self._error, TicketCancelled) else "failed"
-        self._release()
-        self.reusable._resolve(None)
-        if not self.done():
-            self._fail(self._error)
-
-    def _release(self) -> None:
-        receiver = self._receiver
-        receiver.tickets.pop(self.id, None)
-        cancel(self._silence)
-        if not receiver.engine.closed:
-            receiver.engine.counter(self.imm).reset()
-        receiver.slots.give_back(self.imm)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from railwire.kvcache.layout import InstanceLayout
+    from railwire.kvcache.geometry.layout import InstanceLayout
 
 OnLayer = Callable[[int, int], None]
 

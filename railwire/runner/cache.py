@@ -21,7 +21,7 @@ import torch
 from railwire.runner.config import ModelConfig
 
 if TYPE_CHECKING:
-    from railwire.kvcache.layout import InstanceLayout
+    from railwire.kvcache.geometry.layout import InstanceLayout
 
 KV_LAYOUTS = ("HND", "NHD")
 
@@ -176,7 +176,7 @@ class PagedCache:
 
     def layout(self, fingerprint: str) -> InstanceLayout:
         """Where every byte lies, for the KV-cache library."""
-        from railwire.kvcache.layout import Component, InstanceLayout, LayerStorage, RankLayout, Storage
+        from railwire.kvcache.geometry.layout import Component, InstanceLayout, LayerStorage, RankLayout, Storage
 
         item = self.dtype.itemsize
         dim = self.config.head_dim * item

@@ -16,7 +16,7 @@ from railwire.runner.config import ModelConfig
 from railwire.runner.llama import Llama
 
 if TYPE_CHECKING:
-    from railwire.kvcache.layout import InstanceLayout
+    from railwire.kvcache.geometry.layout import InstanceLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

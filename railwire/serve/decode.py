@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from railwire import metrics as engine_metrics
 from railwire.errors import ClosedError, RailwireError
 from railwire.kvcache.errors import TicketError
-from railwire.kvcache.layout import LayoutError
-from railwire.kvcache.receiver import Link
+from railwire.kvcache.geometry.layout import LayoutError
+from railwire.kvcache.link import Link
 from railwire.kvcache.router.membership import Member
 from railwire.kvcache.router.transport import Sampling
 from railwire.kvcache.slots import SlotsExhausted

@@ -9,8 +9,9 @@ from typing import Any
 from railwire import TransferEngine
 from railwire.errors import RailwireError
 from railwire.kvcache.errors import TicketError
+from railwire.kvcache.link import Link
 from railwire.kvcache.push import Push
-from railwire.kvcache.receiver import Link, Receiver
+from railwire.kvcache.receiver import Receiver
 from railwire.kvcache.sender import Sender
 from railwire.kvcache.ticket import Ticket
 from railwire.runner import Runner

@@ -113,6 +113,6 @@ def test_taking_blocks_away_does_not_wait_for_layers_that_are_not_pushed_yet(mak
         clock.layer(layer)
     clock.withdraw(push)
     clock.end()
-    assert clock._steps.advance() and push.nbytes == 0 and not push._ready
+    assert clock._steps.advance() and push.nbytes == 0 and not push.status.ready
     clock._saved = queue
     push.abort("the test ends")

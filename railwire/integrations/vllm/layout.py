@@ -19,7 +19,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 from railwire.errors import ConfigurationError
 from railwire.kvcache import Component, InstanceLayout, LayerStorage, RankLayout, Storage
-from railwire.kvcache.builders import head_range
+from railwire.kvcache.geometry.builders import head_range
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 
 from railwire.errors import DescriptorError
-from railwire.kvcache.layout import InstanceLayout
-from railwire.kvcache.messages import MAX_NAME, VERSION, pack, unpack
+from railwire.kvcache.geometry.layout import InstanceLayout
+from railwire.kvcache.protocol.messages import MAX_NAME, VERSION, pack, unpack
 from railwire.peer import EngineAddress
 from railwire.wire import UNREADABLE
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from railwire.kvcache.layout import Component, Held, LayoutError, RankLayout
+from railwire.kvcache.geometry.layout import Component, Held, LayoutError, RankLayout
 
 
 class Share(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from railwire.kvcache.blocktable import check_range, covering
-from railwire.kvcache.layout import LayoutError, RankLayout, Storage
-from railwire.kvcache.plan import RankPlan
-from railwire.kvcache.share import Share
+from railwire.kvcache.geometry.blocktable import check_range, covering
+from railwire.kvcache.geometry.layout import LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.plan import RankPlan
+from railwire.kvcache.geometry.share import Share
 
 Words = npt.NDArray[np.uint64]
 

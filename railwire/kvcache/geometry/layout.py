@@ -6,7 +6,7 @@ The bytes of one token, head and component of a layer lie at ::
 
 of its region, which covers every usual shape: heads outside tokens (HND) or inside (NHD), K and V in separate
 tensors, in one tensor with a leading 2, per block, or K|V in the last axis; all layers of a block together; MLA
-latents; scales in regions of their own. ``railwire.kvcache.builders`` makes layouts of these shapes.
+latents; scales in regions of their own. ``railwire.kvcache.geometry.builders`` makes layouts of these shapes.
 
 Layouts come from the network too: a :class:`RankLayout` or :class:`InstanceLayout` that exists is valid. Its sizes are
 within the limits below, every byte lies inside its region, and no two (layer, component, block, token, head) share one.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from railwire.errors import RailwireError
-from railwire.kvcache.disjoint import Box, OverlapError, check_disjoint, nested
+from railwire.kvcache.geometry.disjoint import Box, OverlapError, check_disjoint, nested
 
 # Far above any real model; what keeps a hostile layout from costing memory or time.
 MAX_RANKS = 1024

@@ -3,7 +3,7 @@
 A box is what two storages have in common: tokens x heads x bytes with strides on either side. Dimensions that are
 contiguous on both sides are fused, components that touch on both sides joined, and what is left is fitted into the one
 level of runs that a page list has on each side; where it does not fit, the smallest dimension becomes several steps.
-Pure geometry: offsets are relative to the layer, see :class:`railwire.kvcache.layout.Held`.
+Pure geometry: offsets are relative to the layer, see :class:`railwire.kvcache.geometry.layout.Held`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from itertools import permutations
 from math import gcd
 from typing import NamedTuple
 
-from railwire.kvcache.layout import Held
-
-Runs = tuple[int, int]
+from railwire.kvcache.geometry.layout import Held
+from railwire.kvcache.geometry.pages import Runs
 
 
 class Side(NamedTuple):

@@ -1,6 +1,6 @@
 """Who writes what where: the plan between the ranks of a prefill instance and one decode rank.
 
-Both sides compute it from the same two layouts at the handshake, prove it (:mod:`railwire.kvcache.cover`) and
+Both sides compute it from the same two layouts at the handshake, prove it (:mod:`railwire.kvcache.geometry.cover`) and
 compare the digests. A plan is cut at *units* of ``gcd`` of the two block sizes in tokens. It consists of steps: each
 is one page list for ``engine.write_pages`` per range of tokens, and one unit of one step is one arrival at the
 receiver's counter.
@@ -18,46 +18,18 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from railwire.kvcache.blocktable import check_range, covering
-from railwire.kvcache.cover import ProofError, elements, prove_layer
-from railwire.kvcache.cut import Cut, Runs, box, cut, unit_steps
-from railwire.kvcache.layout import InstanceLayout, LayerShape, LayoutError, RankLayout
-from railwire.kvcache.share import Budget, Share, Source, check_mappable, choose
-
-__all__ = ["Addressing", "LayoutError", "ProofError", "RankPlan", "Share", "Step", "plan", "prove"]
+from railwire.kvcache.geometry.blocktable import check_range, covering
+from railwire.kvcache.geometry.cover import ProofError, elements, prove_layer
+from railwire.kvcache.geometry.cut import Cut, box, cut, unit_steps
+from railwire.kvcache.geometry.layout import InstanceLayout, LayerShape, LayoutError, RankLayout
+from railwire.kvcache.geometry.pages import Addressing, Runs, Step
+from railwire.kvcache.geometry.share import Budget, Share, Source, check_mappable, choose
 
 VERSION = 1
 MAX_INDEX = (1 << 32) - 1  # of a page list
 # What one plan may take, in steps of about 50 ns: a second or two, some hundred times what real models need.
 WORK_LIMIT = 1 << 25
 MAX_ELEMENTS = 1 << 20  # heads x tokens of a unit, of one layer of a rank: bounds the memory of the proof
-
-
-class Addressing(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One side of a step: unit ``u`` of block ``b`` has the index ``b * block_step + u * sub_step`` and begins
-    ``offset + index * unit_stride`` bytes after the begin of the region; it consists of ``runs`` = (count, stride)
-    equal runs. Steps whose (block_step, sub_step) are equal have the same indices."""
-
-    offset: int
-    unit_stride: int
-    runs: Runs
-    block_step: int
-    sub_step: int
-
-
-class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one source rank writes to one destination rank of one layer by page lists of one shape.
-
-    Attributes:
-        unit_bytes: of each unit, all runs together; both sides enumerate the same bytes in the order of their runs.
-    """
-
-    layer: int
-    src_region: int
-    dst_region: int
-    src: Addressing
-    dst: Addressing
-    unit_bytes: int
 
 
 @dataclass(frozen=True)

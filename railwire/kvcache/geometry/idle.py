@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-from railwire.kvcache.layout import RankLayout
-from railwire.kvcache.plan import RankPlan
+from railwire.kvcache.geometry.layout import RankLayout
+from railwire.kvcache.geometry.plan import RankPlan
 
 DIGEST = b"nothing to send!"
 

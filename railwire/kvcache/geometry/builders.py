@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from railwire.kvcache.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.layout import Component, InstanceLayout, LayerStorage, LayoutError, RankLayout, Storage
 
 Order = Literal["HND", "NHD"]
 Arrangement = Literal["separate", "leading", "block", "last"]

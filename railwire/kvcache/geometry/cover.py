@@ -10,15 +10,13 @@ lies inside its region and shares no byte with another is what :class:`RankLayou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from railwire.kvcache.layout import Component, LayoutError, RankLayout, Storage
-
-if TYPE_CHECKING:
-    from railwire.kvcache.plan import Addressing, Step
+from railwire.kvcache.geometry.layout import Component, LayoutError, RankLayout, Storage
+from railwire.kvcache.geometry.pages import Addressing, Step
 
 Ints = npt.NDArray[np.int64]
 
