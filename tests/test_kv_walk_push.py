@@ -96,6 +96,7 @@ def carry_out(what: Case, state: PushState, world: World, actions: Any) -> World
                 for key in state.tickets:
                     assert world[key].forgotten, "closed, and a ticket holds something"
                 if action.failure is None:
+                    assert len(state.tickets) + len(state.absent) >= len(what.tickets), "closed, and a rank is to come"
                     assert state.tickets
                     for key in state.tickets:
                         complete(what, world[key], what.tickets[key])
