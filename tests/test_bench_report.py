@@ -271,9 +271,22 @@ def test_the_bare_loop_is_built_and_verified() -> None:
     assert [row.verified for row in rows] == [True, True]
 
 
+@pytest.mark.parametrize("kind", ["shm", "tcp"])
+def test_the_plain_loops_are_verified_beside_memory_that_peers_map(kind: str) -> None:
+    work = (
+        scenarios.single("pages", page_bytes=KIB, pages=1100, rounds=3, window=2),
+        scenarios.single("write", page_bytes=64, rounds=8, window=1),
+        scenarios.single("pingpong", rounds=8),
+    )
+    plan = Plan(kind, work, ("railwire", "plain"), repeats=2, cpus=(), timeout_s=30)
+    rows = measure.run_plan(plan, contenders.Setting(memory="allocated"))
+    assert [(row.note, row.verified) for row in rows] == [("", True)] * 6
+    assert kind == "tcp" or "shm, allocated" in report.markdown(rows)
+
+
 def test_other_interpreters_can_run_the_runners() -> None:
     """The runners of other engines import nothing of railwire's native part, nor msgspec, typer or rich."""
-    modules = ["runner", "raw_runner", "nixl_runner", "mooncake_runner"]
+    modules = ["runner", "raw_runner", "plain_runner", "nixl_runner", "mooncake_runner"]
     code = (
         "import sys, types; package = types.ModuleType('railwire'); package.__path__ = [sys.argv[1]];"
         "sys.modules['railwire'] = package;"

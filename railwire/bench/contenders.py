@@ -11,6 +11,7 @@ from pathlib import Path
 from railwire.bench.process import PACKAGE, Launch
 
 RAW_TOOL = "_raw_libfabric.so"
+PLAIN_TOOL = "_plain_loops.so"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Setting:
     options: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[str, str] = ("cpu", "cpu")  # of initiator and target: "cpu" or "cuda:N"
     copy_sms: int | None = None  # multiprocessors that Railwire's copy kernel may use; None: its default
+    memory: str = "registered"  # Railwire's: "registered" or "allocated" (with engine.allocate)
 
     @property
     def on_gpu(self) -> bool:
@@ -46,7 +48,7 @@ def _kind(nic: str) -> str:
 
 
 def _railwire(nic: str, setting: Setting) -> Launch | None:
-    options = {"progress": setting.progress, "receivers": str(setting.receivers)}
+    options = {"progress": setting.progress, "receivers": str(setting.receivers), "memory": setting.memory}
     if setting.copy_sms is not None:
         options["copy_sms"] = str(setting.copy_sms)
     if _kind(nic) == "sim":
@@ -58,16 +60,24 @@ def _railwire(nic: str, setting: Setting) -> Launch | None:
 def raw_tool() -> Path | None:
     """The bare loop that was built with the package; RAILWIRE_RAW_LOOP names another."""
     explicit = os.environ.get("RAILWIRE_RAW_LOOP")
-    if explicit:
-        return Path(explicit)
+    return Path(explicit) if explicit else _built(RAW_TOOL)
+
+
+def _built(tool: str) -> Path | None:
     directories = [PACKAGE]
     native = sys.modules.get("railwire._native")
     if native is not None and native.__file__:
         directories.append(Path(native.__file__).parent)  # an editable install keeps what was built elsewhere
     for directory in directories:
-        if (directory / "bench" / RAW_TOOL).exists():
-            return directory / "bench" / RAW_TOOL
+        if (directory / "bench" / tool).exists():
+            return directory / "bench" / tool
     return None
+
+
+def _plain(nic: str, setting: Setting) -> Launch | None:
+    if _kind(nic) not in ("tcp", "shm") or setting.on_gpu:
+        return None
+    return Launch("railwire.bench.plain_runner", options={"tool": str(_built(PLAIN_TOOL) or "")})
 
 
 def _raw(nic: str, setting: Setting) -> Launch | None:
@@ -126,6 +136,7 @@ CONTENDERS = {
             "railwire cannot be imported",
             ops=("write", "pages", "scatter", "read", "send", "pingpong"),
         ),
+        Contender("plain", _plain, "this build of railwire has no plain loops", ops=("write", "pages", "pingpong")),
         Contender("raw", _raw, _NO_RAW_LOOP),
         Contender("raw-landed", _raw_landed, _NO_RAW_LOOP, ops=("write",)),
         Contender("perftest", _perftest, "not installed: apt-get install perftest", ops=("write", "pages", "pingpong")),

@@ -48,6 +48,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=False):
     note: str = ""
     device: str = "cpu"
     peer_device: str = "cpu"
+    memory: str = "registered"
+    """Railwire's: "registered", or "allocated" with engine.allocate."""
 
     @property
     def scenario(self) -> Scenario:
@@ -169,6 +171,7 @@ class _Attempt:
             note=self.note,
             device=self.entrant.setting.devices[0],
             peer_device=self.entrant.setting.devices[1],
+            memory=self.entrant.setting.memory,
         )
         if not self.runs:
             return empty
@@ -206,7 +209,7 @@ def run_plan(
             entrants.append(entrant)
             if name == "railwire":
                 setting = _learn(entrant, setting)
-            elif name.startswith("raw") and not _raw_is_built(entrant):
+            elif name.startswith(("raw", "plain")) and not _tool_is_built(entrant):
                 entrant.absent = entrant.contender.missing
         for scenario in plan.scenarios:
             attempts = [_Attempt(entrant, scenario) for entrant in entrants]
@@ -240,6 +243,6 @@ def _learn(entrant: _Entrant, setting: Setting) -> Setting:
     return replace(setting, library=details.get("library", ""), link_depth=details.get("link_depth", 0))
 
 
-def _raw_is_built(entrant: _Entrant) -> bool:
+def _tool_is_built(entrant: _Entrant) -> bool:
     launch = entrant.contender.launch(entrant.plan.nic, entrant.setting)
     return launch is None or bool(launch.options["tool"])

@@ -26,7 +26,8 @@ _NOT_COUNTED = ("read", "send", "pingpong")
 
 
 class RailwireRunner(Runner):
-    """`options`: `receivers` engines share a scatter's target process; `progress` and `copy_sms` are the engine's."""
+    """`options`: `receivers` engines share a scatter's target process; `progress` and `copy_sms` are the engine's;
+    `memory` "allocated" takes `engine.allocate`'s instead of the buffer."""
 
     def __init__(self, config: RunnerConfig, buffer: Bytes) -> None:
         super().__init__(config, buffer)
@@ -41,14 +42,19 @@ class RailwireRunner(Runner):
         self._gpu: GpuMemory | None = None
         if config.device != "cpu":
             self._gpu = GpuMemory(config.buffer_bytes, int(config.device.partition(":")[2]))
-        self._regions: list[MemoryRegion] = [
-            engine.register(
-                buffer[i * self._share : (i + 1) * self._share]
-                if self._gpu is None
-                else (self._gpu.address + i * self._share, self._share)
-            )
-            for i, engine in enumerate(self._engines)
-        ]
+        self._regions: list[MemoryRegion] = []
+        if config.option("memory") == "allocated" and count == 1 and self._gpu is None:
+            self._regions = [self._engine.allocate(config.buffer_bytes)]
+            self.buffer = np.asarray(self._regions[0].array)
+        else:
+            self._regions = [
+                engine.register(
+                    buffer[i * self._share : (i + 1) * self._share]
+                    if self._gpu is None
+                    else (self._gpu.address + i * self._share, self._share)
+                )
+                for i, engine in enumerate(self._engines)
+            ]
         self._peers: list[Peer] = []
         self._remotes: list[RemoteRegion] = []
         self._group: PeerGroup | None = None

@@ -22,9 +22,9 @@ def read_json_lines(lines: Iterable[str]) -> list[Result]:
     return [msgspec.json.decode(line, type=Result) for line in lines if line.strip()]
 
 
-def same_work(result: Result) -> tuple[str, str, int, int, str, int]:
+def same_work(result: Result) -> tuple[str, str, int, int, str, int, str]:
     """Equal for results that may be compared."""
-    return (result.nic, result.op, result.page_bytes, result.pages, result.pattern, result.window)
+    return (result.nic, result.op, result.page_bytes, result.pages, result.pattern, result.window, result.memory)
 
 
 def advantage(ours: Result, theirs: Result) -> float | None:
@@ -72,7 +72,7 @@ def table(results: Sequence[Result], title: str = "") -> Table:
     for _, block in groupby(advantages(results), key=lambda pair: same_work(pair[0])):
         for index, (result, ratio) in enumerate(block):
             first = index == 0
-            row = [result.nic if first else "", result.scenario.title if first else "", result.contender]
+            row = [_where(result) if first else "", result.scenario.title if first else "", result.contender]
             if result.gbytes_per_s is None:
                 grid.add_row(*row[:2], Text(f"{result.contender}*", style="dim"))  # notes() says why
                 continue
@@ -90,8 +90,12 @@ def markdown(results: Sequence[Result]) -> str:
         block = {result.contender: (result, ratio) for result, ratio in pairs if same_work(result) == work}
         first = next(iter(block.values()))[0]
         cells = [_cell(*block[name]) if name in block else "" for name in contenders]
-        lines.append(f"| {first.nic} | {first.scenario.title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_where(first)} | {first.scenario.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _where(result: Result) -> str:
+    return result.nic if result.memory == "registered" else f"{result.nic}, {result.memory}"
 
 
 def _cell(result: Result, ratio: float | None) -> str:

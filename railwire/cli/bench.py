@@ -78,7 +78,9 @@ def p2p(
     rounds: Annotated[int, typer.Option(help="Submissions per measured run; 0: as many as fill --seconds.")] = 0,
     pattern: Annotated[str, typer.Option(help=f"Order of the pages: {' or '.join(PATTERNS)}.")] = "random",
     window: Annotated[int | None, typer.Option(help="Submissions in flight at most.")] = None,
-    against: Annotated[str, typer.Option(help="Also measure these: raw, raw-landed, perftest, nixl, mooncake.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Also measure these: plain, raw, raw-landed, perftest, nixl, mooncake.")
+    ] = "",
     peer_python: Annotated[
         Path | None, typer.Option(help="Python interpreter that has nixl and mooncake, if it is another one.")
     ] = None,
@@ -92,13 +94,17 @@ def p2p(
     copy_sms: Annotated[
         int | None, typer.Option(min=1, help="Multiprocessors of a GPU that the copy kernel may use; default 8.")
     ] = None,
+    memory: Annotated[
+        str, typer.Option(help="Railwire's own: registered (any), or allocated (engine.allocate, which peers map).")
+    ] = "registered",
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of the table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the figures to this PNG file.")] = None,
 ) -> None:
     """Moves data between two processes that it starts itself, checks every byte, and says how fast it was.
 
-    --against raw,nixl,mooncake measures the same work by a bare libfabric loop and by other engines, taking turns, in
-    processes of their own. What is measured, and how fairly: docs/benchmarks.md.
+    --against plain,raw,nixl,mooncake measures the same work by a loop of sockets (or of memcpy), by a bare libfabric
+    loop and by other engines, taking turns, in processes of their own. What is measured, and how fairly:
+    docs/benchmarks.md.
     """
     from railwire.bench import report
     from railwire.bench.contenders import CONTENDERS, Setting
@@ -107,6 +113,8 @@ def p2p(
 
     others = _names(against, tuple(name for name in CONTENDERS if name != "railwire"), "--against")
     devices = (_device(device, "--device"), _device(peer_device or device, "--peer-device"))
+    if memory not in ("registered", "allocated"):
+        raise typer.BadParameter(f"{memory!r} is not registered or allocated", param_hint="--memory")
     cores = _cpus(_default_cpus() if cpus is None else cpus)
     if op is None:
         if page_bytes or pages or window:
@@ -125,6 +133,7 @@ def p2p(
         receivers=receivers if op == "scatter" else 1,
         devices=devices,
         copy_sms=copy_sms,
+        memory=memory,
     )
     plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
     results: list[Result] = []
