@@ -2,11 +2,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.railwire-ready
-# What the environment uses. The native tests run on it and on the system's.
+# The libfabric tests run on it where it is installed (`make test-libfabric`), and on the system's.
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-rxe test-gpu build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-libfabric test-rxe test-gpu build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,12 @@ soak: setup
 
 test-native: build-native
 	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests
+
+# The tests of the libfabric NIC on libfabric 2.x, which the mpich wheel carries; `make test` needs the system's alone.
+test-libfabric: build-native
+	$(BIN)/python -m pip install --quiet 'mpich>=5'
+	RAILWIRE_TEST_LIBFABRICS=$(WHEEL_LIBFABRIC) build/native/railwire_tests --source-file='*libfabric*'
+	$(BIN)/python -m pytest -q tests/test_two_processes.py -k stopped_writer_that_copies
 
 # The native tests and the engine's on real queue pairs: Soft-RoCE in an emulated machine that it starts itself.
 test-rxe: build-native

