@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-libfabric test-rxe test-gpu build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-libfabric test-rxe test-gpu test-first-day build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,10 @@ test-rxe: build-native
 test-gpu: build-native
 	RAILWIRE_TEST_GPU=1 build/native/railwire_tests -tc='copier*,sharing*,device*,stream*'
 	RAILWIRE_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu_shm.py tests/test_gpu_tcp.py tests/test_cuda.py
+
+# scripts/first-day.sh between two network namespaces, over tcp: about a minute.
+test-first-day: setup
+	$(BIN)/python -m pytest -m slow tests/test_first_day.py
 
 build-native: setup
 	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DRAILWIRE_PYTHON=OFF -DRAILWIRE_TESTS=ON >/dev/null

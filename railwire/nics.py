@@ -42,6 +42,8 @@ class NicInfo:
     max_message_bytes: int
     link_gbps: float
     """Nominal speed in Gbit/s; 0 if unknown."""
+    warning: str = ""
+    """What its user should know, such as that writes are emulated; it is logged, too."""
 
 
 def reachable(name: str) -> str:

@@ -27,6 +27,8 @@ class Setting:
     devices: tuple[str, str] = ("cpu", "cpu")  # of initiator and target: "cpu" or "cuda:N"
     copy_sms: int | None = None  # multiprocessors that Railwire's copy kernel may use; None: its default
     memory: str = "registered"  # Railwire's: "registered" or "allocated" (with engine.allocate)
+    two_hosts: bool = False  # the target is started by a listener there
+    peer: str = ""  # the host of that listener
 
     @property
     def on_gpu(self) -> bool:
@@ -100,9 +102,16 @@ def _raw_landed(nic: str, setting: Setting) -> Launch | None:
 def _perftest(nic: str, setting: Setting) -> Launch | None:
     if _kind(nic) != "verbs" or setting.on_gpu:
         return None
-    # Its two programs are started beside each other, and take their cores from the kernel.
-    options = {"wr_window": str(setting.link_depth or 128)}
-    return Launch("railwire.bench.perftest_runner", isolated=False, solo=True, options=options)
+    # On one host its two programs are started beside each other, and take their cores from the kernel.
+    options = {"wr_window": str(setting.link_depth or 128), "host": setting.peer}
+    return Launch("railwire.bench.perftest_runner", isolated=False, solo=not setting.two_hosts, options=options)
+
+
+def _fi_rma_bw(nic: str, setting: Setting) -> Launch | None:
+    if not setting.two_hosts or not (_kind(nic) == "efa" or nic.startswith("libfabric:")):
+        return None
+    options = {"wr_window": str(setting.link_depth or 64), "host": setting.peer}
+    return Launch("railwire.bench.fabtests_runner", isolated=False, options=options, devices=setting.devices)
 
 
 def _nixl(nic: str, setting: Setting) -> Launch | None:
@@ -140,6 +149,9 @@ CONTENDERS = {
         Contender("raw", _raw, _NO_RAW_LOOP),
         Contender("raw-landed", _raw_landed, _NO_RAW_LOOP, ops=("write",)),
         Contender("perftest", _perftest, "not installed: apt-get install perftest", ops=("write", "pages", "pingpong")),
+        Contender(
+            "fi_rma_bw", _fi_rma_bw, "not installed: fabtests (the EFA installer has them)", ops=("write", "pages")
+        ),
         Contender("nixl", _nixl, "not installed: pip install --no-deps nixl nixl-cu12"),
         Contender("mooncake", _mooncake, "not installed: pip install mooncake-transfer-engine-non-cuda"),
     )

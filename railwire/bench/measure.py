@@ -11,6 +11,7 @@ import msgspec
 
 from railwire.bench.contenders import CONTENDERS, Contender, Setting
 from railwire.bench.process import Ends, MissingContender, Run, RunnerError, start
+from railwire.bench.remote import Host, RemoteProcess
 from railwire.bench.scenarios import BUFFER_BYTES, GPU_BUFFER_BYTES, Scenario
 from railwire.bench.work import Work
 
@@ -67,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True):
     seconds: float = 0.4
     cpus: tuple[int, ...] = (0, 1)
     timeout_s: float = 60.0
+    peer: Host | None = None  # the target is there
 
     @property
     def steps(self) -> int:
@@ -95,10 +97,18 @@ class _Entrant:
             if launch is None:
                 raise MissingContender(f"{self.contender.name} has nothing for {self.plan.nic}")
             try:
-                self._pair = start(launch, self.plan.nic, self.plan.cpus, self.buffer_bytes, self.plan.timeout_s)
+                self._pair = start(
+                    launch, self.plan.nic, self.plan.cpus, self.buffer_bytes, self.plan.timeout_s,
+                    self._far if self.plan.peer else None,
+                )  # fmt: skip
             except MissingContender as error:
                 raise MissingContender(self.contender.missing) from error
         return self._pair
+
+    def _far(self) -> RemoteProcess:
+        plan = self.plan
+        assert plan.peer is not None
+        return RemoteProcess(plan.peer, self.contender.name, plan.nic, self.setting, self.buffer_bytes, plan.timeout_s)
 
     def discard(self) -> None:
         pair, self._pair = self._pair, None

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 from railwire import _native
@@ -60,7 +61,7 @@ class PerftestSession:
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
-    def _run(self, work: Work) -> dict[str, Any]:
+    def _command(self, work: Work) -> list[str]:
         latency = work.op == "pingpong"
         count = max(work.total_pages, _LEAST_ITERATIONS)
         if work.op == "read" or (not latency and work.window * work.pages == 1):
@@ -69,8 +70,14 @@ class PerftestSession:
         command += ["-x", str(self._gid), "-s", str(work.page_bytes), "-n", str(count)]
         if not latency:
             command += ["-t", str(max(1, min(self._depth, work.window * work.pages, count)))]
-        row = self._both(command)
-        if latency:  # bytes, iterations, t_min, t_max, t_typical, t_avg, ...
+        return command
+
+    def _run(self, work: Work) -> dict[str, Any]:
+        return self._laps(work, self._both(self._command(work)))
+
+    def _laps(self, work: Work, row: list[float]) -> dict[str, Any]:
+        count = max(work.total_pages, _LEAST_ITERATIONS)
+        if work.op == "pingpong":  # bytes, iterations, t_min, t_max, t_typical, t_avg, ...
             return {"start_ns": 0, "end_ns": int(row[5] * 2e3 * count), "us_p50": row[4], "us_p99": row[7]}
         seconds = work.page_bytes * count / (row[3] * (1 << 20))  # bytes, iterations, peak, average in MiB/s
         return {"start_ns": 0, "end_ns": int(seconds * 1e9 * work.total_pages / count), "us_p50": 0.0, "us_p99": 0.0}
@@ -81,18 +88,8 @@ class PerftestSession:
             port = probe.getsockname()[1]
         command = [*command, "-p", str(port)]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + self._config.timeout_s
         try:
-            while True:  # the client gives up at once if the server does not listen yet
-                client = subprocess.run(
-                    [*command, "127.0.0.1"], capture_output=True, text=True, timeout=self._config.timeout_s, check=False
-                )
-                rows = re.findall(r"^\s*\d+\s+\d+(?:\s+[\d.]+)+\s*$", client.stdout, re.MULTILINE)
-                if client.returncode == 0 and rows:
-                    return [float(cell) for cell in rows[-1].split()]
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((client.stdout + client.stderr).strip()[-400:])
-                time.sleep(0.05)
+            return self._client([*command, "127.0.0.1"], lambda: server.poll() is None)
         finally:
             if server.poll() is None:
                 try:
@@ -101,9 +98,53 @@ class PerftestSession:
                     server.kill()
             server.communicate()
 
+    def _client(self, command: list[str], server_runs: Callable[[], bool]) -> list[float]:
+        """The last row of figures. The client gives up at once if the server does not listen yet."""
+        deadline = time.monotonic() + self._config.timeout_s
+        while True:
+            client = subprocess.run(
+                command, capture_output=True, text=True, timeout=self._config.timeout_s, check=False
+            )
+            rows = re.findall(r"^\s*\d+\s+\d+(?:\s+[\d.]+)+\s*$", client.stdout, re.MULTILINE)
+            if client.returncode == 0 and rows:
+                return [float(cell) for cell in rows[-1].split()]
+            if not server_runs() or time.monotonic() > deadline:
+                raise RuntimeError((client.stdout + client.stderr).strip()[-400:])
+            time.sleep(0.05)
+
     def close(self) -> None:
         pass
 
 
+class PerftestHalf(PerftestSession):
+    """One of the two, on two hosts: the target runs servers, the initiator clients."""
+
+    _far_port = 0
+
+    def handle(self, command: dict[str, Any]) -> dict[str, Any]:
+        match command["do"]:
+            case "offer":
+                with socket.create_server(("", 0)) as probe:
+                    self._far_port = probe.getsockname()[1]
+                return {**super().handle(command), "offer": str(self._far_port)}
+            case "connect":
+                if self._config.initiator:
+                    self._far_port = int(command["offer"])
+                return {}
+            case "serve":
+                assert self._work is not None
+                subprocess.run(
+                    [*self._command(self._work), "-p", str(self._far_port)],
+                    capture_output=True, timeout=self._config.timeout_s, check=True,
+                )  # fmt: skip
+                return {"end_ns": 0}
+            case "go":
+                assert self._work is not None
+                words = [*self._command(self._work), "-p", str(self._far_port), self._config.option("host")]
+                return self._laps(self._work, self._client(words, lambda: True))
+            case _:
+                return super().handle(command)
+
+
 if __name__ == "__main__":
-    serve_commands(PerftestSession)
+    serve_commands(lambda config, buffer: (PerftestSession if config.role == "both" else PerftestHalf)(config, buffer))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,10 +183,35 @@ class Ends(Protocol):
         """At once: after a failure there is nothing to be polite about."""
 
 
-def start(launch: Launch, nic: str, cpus: Sequence[int], buffer_bytes: int, timeout_s: float = 60.0) -> Ends:
-    """Starts the processes of a contender. Raises MissingContender, RunnerError."""
-    kind = Solo if launch.solo else Pair
-    return kind(launch, nic, cpus, buffer_bytes, timeout_s)
+class Target(Protocol):
+    """The target's process, on this host or another one."""
+
+    def tell(self, do: str, **fields: Any) -> None: ...
+
+    def answer(self) -> dict[str, Any]: ...
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class FarTarget(Target, Protocol):
+    """On another host: it has started, and its clock has been compared with ours."""
+
+    @property
+    def clock_offset_ns(self) -> int: ...
+
+
+def start(
+    launch: Launch, nic: str, cpus: Sequence[int], buffer_bytes: int, timeout_s: float = 60.0,
+    far: Callable[[], FarTarget] | None = None,
+) -> Ends:  # fmt: skip
+    """Starts the processes of a contender; `far` the target on another host. Raises MissingContender, RunnerError."""
+    if launch.solo:
+        return Solo(launch, nic, cpus, buffer_bytes, timeout_s)
+    return Pair(launch, nic, cpus, buffer_bytes, timeout_s, far)
 
 
 class Solo:
@@ -223,16 +248,24 @@ class Pair:
     """Target and initiator of one contender over one NIC, connected. `cpus`: one core each, or empty."""
 
     def __init__(
-        self, launch: Launch, nic: str, cpus: Sequence[int], buffer_bytes: int, timeout_s: float = 60.0
-    ) -> None:
-        roles = ("target", "initiator")
+        self, launch: Launch, nic: str, cpus: Sequence[int], buffer_bytes: int, timeout_s: float = 60.0,
+        far: Callable[[], FarTarget] | None = None,
+    ) -> None:  # fmt: skip
         cores = [list(cpus[i : i + 1]) for i in range(2)] if len(cpus) >= 2 else [list(cpus)] * 2
-        processes: list[RunnerProcess] = []
+        processes: list[Target] = []
+        self.target: Target
+        self._clock_offset_ns = 0
         try:
-            for role, core in zip(roles, cores, strict=True):
-                processes.append(RunnerProcess(launch, role, nic, core, buffer_bytes, timeout_s))
-            self.target, self.initiator = processes
-            for process in processes:
+            if far is not None:
+                there = far()
+                self._clock_offset_ns = there.clock_offset_ns
+                self.target = there
+            else:
+                self.target = RunnerProcess(launch, "target", nic, cores[0], buffer_bytes, timeout_s)
+            processes.append(self.target)
+            self.initiator = RunnerProcess(launch, "initiator", nic, cores[1], buffer_bytes, timeout_s)
+            processes.append(self.initiator)
+            for process in processes[far is not None :]:
                 process.answer()
             offers = [process.ask("offer") for process in processes]
             self.version: str = offers[0]["version"]
@@ -257,10 +290,12 @@ class Pair:
         self.target.answer()
         laps = self.initiator.ask("go")
         served = self.target.answer()
+        if served["end_ns"]:
+            served["end_ns"] -= self._clock_offset_ns
         verified = verify and self._checker(work).ask("verify")["verified"]
         return Run.of(work, laps, served, verified)
 
-    def _checker(self, work: Work) -> RunnerProcess:
+    def _checker(self, work: Work) -> Target:
         return self.initiator if work.checked_at(initiator=True) else self.target
 
     def close(self) -> None:

@@ -35,8 +35,9 @@ class RailwireRunner(Runner):
         progress: Any = config.option("progress", "adaptive")
         sms = config.option("copy_sms", "")
         options = {"copy_sms": sms} if sms else {}
+        nics: Any = "auto" if config.nic == "auto" else [config.nic]
         self._engines = [
-            TransferEngine(config.device, nics=[config.nic], progress=progress, options=options) for _ in range(count)
+            TransferEngine(config.device, nics=nics, progress=progress, options=options) for _ in range(count)
         ]
         self._share = config.buffer_bytes // count  # bytes of the target's buffer that each of its engines owns
         self._gpu: GpuMemory | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,8 +80,14 @@ def p2p(
     pattern: Annotated[str, typer.Option(help=f"Order of the pages: {' or '.join(PATTERNS)}.")] = "random",
     window: Annotated[int | None, typer.Option(help="Submissions in flight at most.")] = None,
     against: Annotated[
-        str, typer.Option(help="Also measure these: plain, raw, raw-landed, perftest, nixl, mooncake.")
+        str, typer.Option(help="Also measure these: plain, raw, raw-landed, perftest, fi_rma_bw, nixl, mooncake.")
     ] = "",
+    listen: Annotated[
+        str | None,
+        typer.Option(help="HOST[:PORT] to wait at for --connect from another host, until it is interrupted."),
+    ] = None,
+    connect: Annotated[str | None, typer.Option(help="HOST[:PORT] of `--listen`: the receiver is there.")] = None,
+    secret: Annotated[str, typer.Option(help="A word that both sides of --listen and --connect give.")] = "",
     peer_python: Annotated[
         Path | None, typer.Option(help="Python interpreter that has nixl and mooncake, if it is another one.")
     ] = None,
@@ -105,11 +112,18 @@ def p2p(
     --against plain,raw,nixl,mooncake measures the same work by a loop of sockets (or of memcpy), by a bare libfabric
     loop and by other engines, taking turns, in processes of their own. What is measured, and how fairly:
     docs/benchmarks.md.
+
+    Between two hosts: `--listen 0.0.0.0` on one, with its --nic and --device if they are not the same, then
+    `--connect HOST` on the other.
     """
+    if listen is not None:
+        _listen(listen, secret, nic or [], device, cpus)
+        return
     from railwire.bench import report
     from railwire.bench.contenders import CONTENDERS, Setting
     from railwire.bench.measure import Plan, run_plan
     from railwire.bench.quiet import busy_share
+    from railwire.bench.remote import Host, check_reaches
 
     others = _names(against, tuple(name for name in CONTENDERS if name != "railwire"), "--against")
     devices = (_device(device, "--device"), _device(peer_device or device, "--peer-device"))
@@ -134,8 +148,19 @@ def p2p(
         devices=devices,
         copy_sms=copy_sms,
         memory=memory,
+        two_hosts=connect is not None,
     )
-    plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores) for one in (nic or ["shm", "tcp"])]
+    nics = nic or (["shm", "tcp"] if connect is None else ["auto"])
+    peer: Host | None = None
+    if connect is not None:
+        try:
+            peer = Host.parse(connect, secret)
+            for one in nics:
+                check_reaches(one)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--connect") from None
+        setting = replace(setting, peer=peer.host)
+    plans = [Plan(one, chosen, ("railwire", *others), repeats, seconds, cores, peer=peer) for one in nics]
     results: list[Result] = []
     console = _console(stderr=json)
     if (busy := busy_share()) > 0.1:
@@ -171,6 +196,30 @@ def p2p(
         raise typer.Exit(1)
     if all(result.gbytes_per_s is None for result in results if result.contender == "railwire"):
         raise typer.Exit(1)
+
+
+def _listen(where: str, secret: str, nics: list[str], device: str, cpus: str | None) -> None:
+    from railwire.bench.remote import Host, Listener
+
+    try:
+        address = Host.parse(where)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--listen") from None
+    console = _console(stderr=True)
+    try:
+        listener = Listener(
+            address.host, address.port, secret=secret, nics=nics, device="" if device == "cpu" else device,
+            cpus=_cpus(cpus or "none")[:1], say=lambda text: console.print(text, style="dim", highlight=False),
+        )  # fmt: skip
+    except OSError as error:
+        raise typer.BadParameter(f"cannot listen at {where}: {error}", param_hint="--listen") from None
+    console.print(
+        f"listening at {address.host} port {listener.port}; on the other host: railwire bench p2p --connect ..."
+    )
+    try:
+        listener.serve()
+    except KeyboardInterrupt:
+        listener.close()
 
 
 def _plot(results: list[Result], path: Path, console: Console) -> None:
