@@ -159,7 +159,53 @@ def let_stream_wait(operation: _native.Operation, stream: Any, device: str) -> N
         raise ConfigurationError(f"cuda:{ordinal}: {error}") from error
 
 
-class StreamWord:
+class MappedPages:
+    """Pages of host memory that kernels of a GPU may read and write, until :meth:`close`.
+
+    Args:
+        address, nbytes: a range; the pages around it are registered with the current CUDA context.
+
+    Raises:
+        ConfigurationError: no CUDA driver, no current context, or memory that it does not take.
+    """
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self._library = _driver()
+        page = os.sysconf("SC_PAGE_SIZE")
+        self._page = address // page * page
+        length = -(-(address + nbytes - self._page) // page) * page
+        status = self._library.cuMemHostRegister_v2(
+            ctypes.c_void_p(self._page), ctypes.c_size_t(length), _HOST_REGISTER_DEVICEMAP
+        )
+        self._registered = status == 0
+        if status not in (0, _ALREADY_REGISTERED):
+            raise ConfigurationError(f"registering host memory: {self._name(status)}")
+        device = ctypes.c_uint64(0)
+        status = self._library.cuMemHostGetDevicePointer_v2(ctypes.byref(device), ctypes.c_void_p(address), 0)
+        if status != 0:
+            self.close()
+            raise ConfigurationError(f"the device's address of host memory: {self._name(status)}")
+        self._device = device
+        _native.expect_gpu_words()
+
+    @property
+    def device_address(self) -> int:
+        """What kernels call the address."""
+        return self._device.value
+
+    def close(self) -> None:
+        """The memory may go after this. No kernel may still use it."""
+        if self._registered:
+            self._registered = False
+            self._library.cuMemHostUnregister(ctypes.c_void_p(self._page))
+
+    def _name(self, status: int) -> str:
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorName(status, ctypes.byref(text))
+        return f"{(text.value or b'unknown error').decode()} ({status})"
+
+
+class StreamWord(MappedPages):
     """A 64-bit word of host memory, such as a watcher's, that CUDA streams write to in their own order.
 
     Args:
@@ -170,21 +216,7 @@ class StreamWord:
     """
 
     def __init__(self, address: int) -> None:
-        self._library = _driver()
-        self._page = address // os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PAGE_SIZE")
-        status = self._library.cuMemHostRegister_v2(
-            ctypes.c_void_p(self._page), ctypes.c_size_t(os.sysconf("SC_PAGE_SIZE")), _HOST_REGISTER_DEVICEMAP
-        )
-        self._registered = status == 0
-        if status not in (0, _ALREADY_REGISTERED):
-            raise ConfigurationError(f"registering a word of host memory: {self._name(status)}")
-        device = ctypes.c_uint64(0)
-        status = self._library.cuMemHostGetDevicePointer_v2(ctypes.byref(device), ctypes.c_void_p(address), 0)
-        if status != 0:
-            self.close()
-            raise ConfigurationError(f"the device's address of a word of host memory: {self._name(status)}")
-        self._device = device
-        _native.expect_gpu_words()
+        super().__init__(address, 8)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
@@ -201,14 +233,3 @@ class StreamWord:
         status = self._library.cuStreamWriteValue64_v2(ctypes.c_void_p(stream), self._device, ctypes.c_uint64(value), 0)
         if status != 0:
             raise ConfigurationError(f"writing a word from a stream: {self._name(status)}")
-
-    def close(self) -> None:
-        """The word's memory may go after this. No stream may have a write to it outstanding."""
-        if self._registered:
-            self._registered = False
-            self._library.cuMemHostUnregister(ctypes.c_void_p(self._page))
-
-    def _name(self, status: int) -> str:
-        text = ctypes.c_char_p()
-        self._library.cuGetErrorName(status, ctypes.byref(text))
-        return f"{(text.value or b'unknown error').decode()} ({status})"

@@ -31,7 +31,7 @@ from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, Scat
 from railwire.messages import MessageQueue
 from railwire.nics import NicInfo, reachable
 from railwire.peer import EngineAddress, Peer, PeerGroup
-from railwire.prepared import Trigger
+from railwire.prepared import ArrivalWords, Trigger
 from railwire.regions import Regions
 from railwire.transfer import Transfer
 from railwire.watcher import Watcher
@@ -387,6 +387,15 @@ class TransferEngine:
     def counter(self, imm: int) -> Counter:
         """The counter of an immediate, 0 to 4194303, chosen by the user or by :meth:`new_imm`."""
         return Counter(self, _imm(imm))
+
+    def arrival_words(self, first_imm: int, writers: Sequence[Peer]) -> ArrivalWords:
+        """Words of memory that follow the counters of immediates ``first_imm``, ``first_imm + 1`` and so on, each of
+        which one peer writes: for kernels that wait for arrivals. Nothing else should expect on these counters.
+
+        Raises:
+            ValueError: no writers, or a counter that is followed already. ClosedError: the engine is closed.
+        """
+        return ArrivalWords(self, first_imm, writers)
 
     # ---- messages ----------------------------------------------------------------------------------------------------
     def send(self, peer: Peer, message: bytes | bytearray | memoryview) -> Transfer:

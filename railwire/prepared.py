@@ -1,4 +1,5 @@
-"""Prepared scatters: settled once, posted again and again, by a call or by a word that moves."""
+"""Prepared scatters: settled once, posted again and again, by a call or by a word that moves; and words that follow
+arrivals, for whoever waits without a call."""
 
 from __future__ import annotations
 
@@ -208,6 +209,39 @@ class Trigger:
                 dispatcher.call(self._on_end, number, transfer)
             else:
                 log.error("railwire: operation %d of a watched word failed: %s", number, transfer.exception())
+
+
+class ArrivalWords:
+    """Words that follow counters, for a kernel that waits. Made by ``engine.arrival_words()``."""
+
+    def __init__(self, engine: TransferEngine, first: int, writers: Sequence[Peer]) -> None:
+        if not writers:
+            raise ValueError("arrival words need at least one writer")
+        for number in (first, first + len(writers) - 1):
+            engine.counter(number)  # raises for what is none
+        engine._check_open()
+        self._engine = engine
+        try:
+            self._native: _native.ArrivalWords = _native.follow(engine._native, first, [peer.id for peer in writers])
+        except _native.NativeError as error:
+            engine._check_open()
+            raise ValueError(f"counters {first} to {first + len(writers) - 1}: {error}") from error
+        self.address: int = self._native.address
+        """Of the first word, in this process."""
+        self.words: npt.NDArray[np.int64] = _words(self.address, len(writers), self._native).view(np.int64)
+        """``words[i]``: arrivals of immediate ``first + i`` since its last reset; negative once ``writers[i]`` is lost
+        or has reported a failed write. They have pages of memory to themselves."""
+
+    def close(self) -> None:
+        """The words stay as they are from now on. Idempotent."""
+        if not self._engine.closed:
+            _native.unfollow(self._engine._native, self._native)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __repr__(self) -> str:
+        return f"<ArrivalWords of {len(self)} counters>"
 
 
 def _words(address: int, count: int, owner: object) -> npt.NDArray[np.uint64]:

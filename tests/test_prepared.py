@@ -363,3 +363,57 @@ def test_many_words_at_once() -> None:
 
 def test_none_is_all_bits() -> None:
     assert NO_IMMEDIATE == 2**64 - 1
+
+
+# ---- words that follow arrivals --------------------------------------------------------------------------------------
+def test_words_follow_arrivals(bench: Bench) -> None:
+    spoke = bench.spokes[0]
+    hub = next(peer for peer in spoke.peers if peer.name == "hub")
+    spoke.counter(200).reset()
+    words = spoke.arrival_words(200, [hub, hub])
+    with pytest.raises(ValueError, match="followed already"):
+        spoke.arrival_words(201, [hub])
+    with pytest.raises(ValueError, match="at least one writer"):
+        spoke.arrival_words(300, [])
+    assert words.address % 4096 == 0 and words.words.tolist() == [0, 0]
+    target = bench.targets[0].descriptor
+    for n in range(1, 6):
+        bench.hub.write(bench.source, target, 201).wait(5)
+        until(lambda n=n: words.words.tolist() == [0, n])  # type: ignore[misc]
+    spoke.counter(201).expect(2).wait(5)
+    assert words.words.tolist() == [0, 3]  # what an expectation takes is gone
+    spoke.counter(201).reset()
+    assert words.words.tolist() == [0, 0]
+    words.close()
+    bench.hub.write(bench.source, target, 200).wait(5)
+    spoke.counter(200).expect(1).wait(5)
+    assert words.words.tolist() == [0, 0]
+    again = spoke.arrival_words(200, [hub, hub])  # what has come before counts
+    bench.hub.write(bench.source, target, 200).wait(5)
+    until(lambda: again.words.tolist() == [1, 0])
+    again.close()
+    again.close()
+
+
+def test_words_say_that_a_writer_is_lost(bench: Bench) -> None:
+    spoke = bench.spokes[0]
+    hub = next(peer for peer in spoke.peers if peer.name == "hub")
+    words = spoke.arrival_words(200, [hub] * 3)
+    bench.hub.write(bench.source, bench.targets[0].descriptor, 200).wait(5)
+    until(lambda: words.words[0] == 1)
+    bench.hub.close(0.5)
+    until(lambda: all(word < 0 for word in words.words.tolist()))
+    assert words.words[0] & 0xFFFF == 1  # how many had come is still there
+
+
+def test_words_say_that_a_writer_has_failed(bench: Bench) -> None:
+    spoke = bench.spokes[0]
+    hub = next(peer for peer in spoke.peers if peer.name == "hub")
+    words = spoke.arrival_words(IMM, [hub])
+    prepared = bench.prepare()
+    trigger = prepared.on_word(lambda number, transfer: None)
+    prepared.table[0, 0, LENGTH] = 2**40
+    trigger.word[0] = 1
+    until(lambda: words.words[0] < 0)
+    spoke.counter(IMM).reset()
+    assert words.words[0] == 0

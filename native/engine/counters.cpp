@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "engine/arrival_words.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
 
@@ -57,7 +58,7 @@ void Counters::expect(std::shared_ptr<Expectation> expectation) {
   settle(id, s);
 }
 
-void Counters::settle(uint32_t, Slot& s) {
+void Counters::settle(uint32_t id, Slot& s) {
   auto& detail = *s.detail;
   while (!detail.waiting.empty() && s.units >= detail.waiting.front()->units) {
     const auto expectation = std::move(detail.waiting.front());
@@ -65,6 +66,10 @@ void Counters::settle(uint32_t, Slot& s) {
     s.units -= expectation->units;
     pending_.erase(*expectation);
     expectation->finish_done();
+  }
+  if (detail.words) {
+    detail.words->publish(id, s.units, !detail.poisons.empty());
+    return;
   }
   if (detail.waiting.empty() && detail.poisons.empty()) spare_detail_ = std::move(s.detail);
 }
@@ -124,7 +129,35 @@ void Counters::reset(uint32_t id) {
   if (!s.detail) return;
   poisons_ -= s.detail->poisons.size();
   s.detail->poisons.clear();
+  if (s.detail->words) s.detail->words->clear(id);
   settle(id, s);
+}
+
+bool Counters::follow(std::shared_ptr<ArrivalWords> words) {
+  const auto end = words->first + static_cast<uint32_t>(words->size());
+  for (uint32_t id = words->first; id < end; ++id) {
+    const Slot& s = slot(id);
+    if (s.detail && s.detail->words) return false;
+  }
+  for (uint32_t id = words->first; id < end; ++id) {
+    detail(slot(id)).words = words.get();
+    settle(id, slot(id));
+  }
+  followers_.push_back(std::move(words));
+  return true;
+}
+
+void Counters::unfollow(const ArrivalWords& words) {
+  const auto is = [&](const auto& other) { return other.get() == &words; };
+  const auto found = std::find_if(followers_.begin(), followers_.end(), is);
+  if (found == followers_.end()) return;
+  const auto keep = *found;
+  followers_.erase(found);
+  for (uint32_t id = keep->first; id < keep->first + static_cast<uint32_t>(keep->size()); ++id) {
+    Slot& s = slot(id);
+    s.detail->words = nullptr;
+    settle(id, s);
+  }
 }
 
 uint64_t Counters::units(uint32_t id) const {
@@ -155,6 +188,11 @@ std::optional<uint32_t> Counters::find_unused(uint32_t first, uint32_t count) co
 }
 
 void Counters::peer_lost(uint64_t peer, const std::string& why, bool named) {
+  for (const auto& words : followers_) {
+    for (size_t i = 0; i < words->size(); ++i) {
+      if (words->writers[i] == peer) words->fail(i);
+    }
+  }
   const auto hit = [=](const Expectation& e) { return e.depends_on(peer) && !(named && e.peers.empty()); };
   for (const auto& taken : take_if(hit)) {
     end(*taken, State::kFailed, {Reason::kPeerLost, peer, "", why});
@@ -178,6 +216,9 @@ int64_t Counters::expire(int64_t now) {
 }
 
 void Counters::fail_all(const Failure& failure) {
+  for (const auto& words : followers_) {
+    for (size_t i = 0; i < words->size(); ++i) words->fail(i);
+  }
   for (const auto& taken : take_if([](const Expectation&) { return true; })) end(*taken, State::kFailed, failure);
 }
 

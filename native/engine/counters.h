@@ -21,6 +21,7 @@
 
 namespace railwire {
 
+class ArrivalWords;
 class Counters;
 
 class Expectation final : public Operation {
@@ -70,6 +71,9 @@ class Counters {
     }
   }
   void reset(uint32_t id);
+  // Keeps the words up to date until unfollow(). False: one of the ids is followed already.
+  bool follow(std::shared_ptr<ArrivalWords> words);
+  void unfollow(const ArrivalWords& words);
   // The first of `count` consecutive ids, at or after `first` and around the end, that nobody has written to, waits for
   // or has failed to write to since they were used up.
   std::optional<uint32_t> find_unused(uint32_t first, uint32_t count) const;
@@ -92,6 +96,7 @@ class Counters {
       std::string why;
     };
     std::vector<Poison> poisons;
+    ArrivalWords* words = nullptr;  // that follow this id
   };
   struct Slot {
     uint64_t units = 0;
@@ -116,6 +121,7 @@ class Counters {
   int64_t earliest_ = std::numeric_limits<int64_t>::max();
   // Of the last id that somebody waited for, for the next: where there is one at a time, nothing is allocated for it.
   std::unique_ptr<Detail> spare_detail_;
+  std::vector<std::shared_ptr<ArrivalWords>> followers_;
   uint64_t units_seen_ = 0;
   size_t poisons_ = 0;
 };

@@ -63,6 +63,18 @@ void Engine::reset_counter(uint32_t id) {
   counters_.reset(id);
 }
 
+bool Engine::follow(std::shared_ptr<ArrivalWords> words) {
+  const auto lock = lock_driver();
+  if (closed()) throw NicError("the engine is closed");
+  return counters_.follow(std::move(words));
+}
+
+void Engine::unfollow(const ArrivalWords& words) {
+  if (inherited_) return;
+  const auto lock = lock_driver();
+  counters_.unfollow(words);
+}
+
 std::optional<uint32_t> Engine::find_unused_ids(uint32_t first, uint32_t count) {
   const auto lock = lock_driver();
   return counters_.find_unused(first, count);

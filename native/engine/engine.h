@@ -133,6 +133,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void unwatch(Watcher& watcher);
   uint64_t counter_units(uint32_t id);
   void reset_counter(uint32_t id);
+  bool follow(std::shared_ptr<ArrivalWords> words);
+  void unfollow(const ArrivalWords& words);
   std::optional<uint32_t> find_unused_ids(uint32_t first, uint32_t count);
   Failure peer_failure(Peer& peer);
   // (kind, usable, links, links that are up)

@@ -49,10 +49,10 @@ bool WordAction::step(Engine& engine, uint64_t word) {
       transfer = made.problem.empty() ? std::move(made.transfer)
                                       : plan_->make_refused(slot, {Reason::kRejected, 0, "", made.problem});
     }
-    publish(0, ++posted_);  // the slot has been read
-    transfer->poll();       // its end is waited for: the source may be filled again then
+    transfer->poll();  // its end is waited for: the source may be filled again then
     under_way_.push_back(transfer);
     engine.start_transfer(std::move(transfer));
+    publish(0, ++posted_);  // the slot has been read, and what the NICs take at once is with them
     any = true;
   }
   return any;

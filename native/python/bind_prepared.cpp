@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/stream_words.h"
+#include "engine/arrival_words.h"
 #include "engine/prepared.h"
 #include "engine/watched_words.h"
 #include "python/bindings.h"
@@ -65,6 +66,21 @@ void bind_prepared(nb::module_& m) {
           "table", [](const PreparedScatter& self) { return reinterpret_cast<uintptr_t>(self.slot(0)); },
           "Address of `depth` slots of `targets` rows of four 64-bit words.")
       .def("post", &post, "slot"_a, "after"_a = nb::none());
+  nb::class_<ArrivalWords>(m, "ArrivalWords", "Words that follow counters.")
+      .def_prop_ro("address", [](const ArrivalWords& self) { return reinterpret_cast<uintptr_t>(self.words()); })
+      .def("__len__", &ArrivalWords::size);
+  m.def(
+      "follow",
+      [](EngineHandle& self, uint32_t first, std::vector<uint64_t> writers) {
+        auto words = std::make_shared<ArrivalWords>(first, std::move(writers));
+        if (!self.engine->follow(words)) throw NicError("one of these counters is followed already");
+        return words;
+      },
+      "engine"_a, "first"_a, "writers"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Words with the arrivals of immediates `first` and following, each written by one peer.");
+  m.def(
+      "unfollow", [](EngineHandle& self, const ArrivalWords& words) { self.engine->unfollow(words); }, "engine"_a,
+      "words"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("expect_gpu_words", &WatchedWords::expect_gpu, "A GPU writes to watched words of this process.");
   m.def("prepare_scatter", &prepare, "engine"_a, "region"_a, "offset"_a, "length"_a, "windows"_a, "depth"_a,
         "windows: (peer, keys or None, offset, length) of each target.");
