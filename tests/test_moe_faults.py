@@ -79,12 +79,12 @@ def test_a_late_rank_is_masked_and_comes_back(step: str, rng: np.random.Generato
             if step == "dispatch_receive":
                 late.combine(run_experts(CONFIG, 2, late.dispatch_receive()))
             elif step == "combine_send":
-                late.combine(run_experts(CONFIG, 2, late._result))
+                late.combine(run_experts(CONFIG, 2, late.last))
             elif step == "combine_receive":
                 late.combine_receive()
             for load in loads[2:]:
                 late.dispatch(load.x[2], load.ids[2], load.weights[2])
-                late.combine(run_experts(CONFIG, 2, late._result))
+                late.combine(run_experts(CONFIG, 2, late.last))
 
         with pytest.raises(MaskedOutError, match="rank 2"):
             goes_on()

@@ -8,10 +8,11 @@ nodes                     one copy per (token, node): two groups, across nodes a
 reference                 the same in one process, plainly: what everything is compared with
 """
 
+from railwire.moe.carrying import Dispatched
 from railwire.moe.config import MoeConfig
 from railwire.moe.errors import MaskedOutError, MoeError, PhaseError, RankLostError
 from railwire.moe.geometry import Geometry
-from railwire.moe.group import Dispatched, ExpertGroup
+from railwire.moe.group import ExpertGroup
 from railwire.moe.nodes import NodeGroup
 from railwire.moe.rendezvous import Exchange, GroupExchange, StoreExchange
 

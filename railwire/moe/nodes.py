@@ -20,8 +20,9 @@ import torch
 
 from railwire import TransferEngine
 from railwire.errors import ConfigurationError
+from railwire.moe.carrying import Dispatched
 from railwire.moe.config import MoeConfig
-from railwire.moe.group import Dispatched, ExpertGroup
+from railwire.moe.group import ExpertGroup
 from railwire.moe.rendezvous import Exchange
 
 Tensor = torch.Tensor

@@ -1,18 +1,20 @@
-"""The registered memory of a group and its way to the other ranks: who writes what where, and with which immediate."""
+"""The registered memory of a group and its way to the other ranks: who writes what where, and with which immediate.
+
+What goes to all ranks (slots, results) is a prepared scatter: its table says what each one gets, and one call into the
+engine posts all of it, when the CUDA stream that fills the memory has come so far. What goes to one (grants, overflow
+rows) is a write.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from railwire import EngineAddress, MemoryRegion, Peer, RemoteRegion, TransferEngine
-from railwire.errors import ConfigurationError, ConnectTimeout, DescriptorError, FenceError, RailwireError
-from railwire.moe.config import MoeConfig, check_equal, to_dict
+from railwire import MemoryRegion, ScatterTarget, TransferEngine
+from railwire.errors import FenceError, RailwireError
 from railwire.moe.geometry import (
     GRANT_BYTES,
     GRANT_MAGIC,
@@ -21,42 +23,56 @@ from railwire.moe.geometry import (
     decode_grant,
     encode_grant,
 )
+from railwire.moe.meeting import Remote, meet
 from railwire.moe.protocol import Wait
 from railwire.moe.rendezvous import Exchange
+from railwire.prepared import DESTINATION, IMMEDIATE, LENGTH, NO_IMMEDIATE, SOURCE, Prepared
 from railwire.transfer import Expectation, Fence, Transfer
 
 GENERATIONS = 4  # that have immediates of their own; two are in use at most
 BEAT_BYTES = 16
 _FOREVER = 1e6
+_DISPATCH, _COMBINE = range(2)  # the regions that a rank offers
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """What each rank tells all others at the start."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one rank gets of a scatter: ``nbytes`` from ``start`` of our region, to ``at`` of its."""
 
     rank: int
-    config: dict[str, Any]
-    address: bytes
-    dispatch: bytes
-    combine: bytes
-    first_imm: int
-    generation: int
+    start: int
+    at: int
+    nbytes: int
 
 
-@dataclass(slots=True)
-class _Remote:
-    peer: Peer
-    dispatch: RemoteRegion
-    combine: RemoteRegion
-    first_imm: int
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A write that may be under way, and whom it goes to."""
+
+    transfer: Transfer
+    ranks: Sequence[int]
 
 
 class Wires:
-    """Regions, connections, immediates and fences of one rank."""
+    """Regions, connections, immediates and fences of one rank.
 
-    def __init__(self, engine: TransferEngine, geometry: Geometry, rank: int, allocate: Callable[[int], Any]) -> None:
+    Args:
+        allocate: makes the memory of a region.
+        after: what a write waits for: the CUDA stream that fills its memory, or None.
+    """
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        geometry: Geometry,
+        rank: int,
+        allocate: Callable[[int], Any],
+        after: Callable[[], Any],
+    ) -> None:
         self.engine = engine
         self.geometry = geometry
         self.rank = rank
+        self._after = after
         ranks = geometry.config.ranks
         self._beats_at = geometry.dispatch_region
         sizes = (
@@ -70,27 +86,16 @@ class Wires:
         self._regions: list[MemoryRegion] = [engine.register(buffer) for buffer in self.buffers]
         self._send, self._recv, self._combine_send, self._combine_recv = self._regions
         self._first_imm = engine.new_imms(len(Wait) * GENERATIONS * ranks)
-        self._remotes: dict[int, _Remote] = {}
+        self._remotes: dict[int, Remote] = {}
+        self._scatters: tuple[Prepared, ...] = ()
+        self._columns: dict[int, int] = {}
         self._beat = 0
-        self.dispatching: dict[int, list[Transfer]] = {}
-        """Writes out of the dispatch send region that may be under way, by rank."""
-        self.combining: dict[int, list[Transfer]] = {}
-        """Writes out of the combine send region that may be under way, by rank."""
+        self.dispatching: list[Sent] = []
+        """Writes out of the dispatch send region that may be under way."""
+        self.combining: list[Sent] = []
+        """Writes out of the combine send region that may be under way."""
 
     # ---- connecting --------------------------------------------------------------------------------------------------
-    def hello(self, generation: int) -> bytes:
-        return msgspec.msgpack.encode(
-            Hello(
-                self.rank,
-                to_dict(self.geometry.config),
-                bytes(self.engine.address),
-                bytes(self._recv.descriptor),
-                bytes(self._combine_recv.descriptor),
-                self._first_imm,
-                generation,
-            )
-        )
-
     def meet(self, exchange: Exchange, generation: int, timeout: float) -> tuple[int, frozenset[int]]:
         """Tells all ranks about this one, connects to all that are there, and returns when all are connected.
 
@@ -101,17 +106,22 @@ class Wires:
             ConfigurationError: the ranks disagree, or one is not who it should be.
             ConnectError: one cannot be reached.
         """
-        hellos = self._decode(exchange(self.hello(generation)))
-        for rank, hello in hellos.items():
-            if rank > self.rank:
-                self._remotes[rank] = self._remote(hello, self.engine.connect(hello.address, timeout))
-        exchange(b"connected")
-        for rank, hello in hellos.items():
-            if rank < self.rank:
-                self._remotes[rank] = self._remote(hello, self._connected(hello, timeout))
-        absent = frozenset(rank for rank in range(self.geometry.config.ranks) if rank not in hellos)
-        for rank in absent:
-            self._remotes.pop(rank, None)
+        config = self.geometry.config
+        self._remotes, generation = meet(
+            self.engine, exchange, config, self.rank, [self._recv, self._combine_recv], self._first_imm, generation,
+            timeout, self._begin,
+        )  # fmt: skip
+        ranks = sorted(self._remotes)
+        self._columns = {rank: column for column, rank in enumerate(ranks)}
+        group = self.engine.peer_group([self._remotes[rank].peer for rank in ranks])
+        self._scatters = tuple(
+            group.prepare_scatter(source, [ScatterTarget(0, self._remotes[rank].regions[kind]) for rank in ranks])
+            for kind, source in ((_DISPATCH, self._send), (_COMBINE, self._combine_send))
+        )
+        return generation, frozenset(range(config.ranks)) - self._remotes.keys() - {self.rank}
+
+    def _begin(self) -> None:
+        """All are connected, and nobody writes yet."""
         for number in range(len(Wait) * GENERATIONS * self.geometry.config.ranks):
             self.engine.counter(self._first_imm + number).reset()
         grants = self.geometry.config.ranks * GRANT_BYTES
@@ -120,64 +130,57 @@ class Wires:
         self._beat = 0
         self.dispatching.clear()
         self.combining.clear()
-        exchange(b"ready")  # before this nobody writes
-        return max(hello.generation for hello in hellos.values()), absent
-
-    def _decode(self, data: Any) -> dict[int, Hello]:
-        ranks = self.geometry.config.ranks
-        if len(data) != ranks:
-            raise ConfigurationError(f"the exchange joins {len(data)} ranks, the configuration says {ranks}")
-        hellos = {}
-        configs = {}
-        for rank, item in enumerate(data):
-            if not item:
-                continue
-            try:
-                hello = msgspec.msgpack.decode(item, type=Hello)
-                configs[rank] = MoeConfig(**hello.config)
-            except (msgspec.MsgspecError, TypeError) as error:
-                raise ConfigurationError(f"rank {rank} speaks another version of this protocol: {error}") from None
-            if hello.rank != rank:
-                raise ConfigurationError(f"rank {hello.rank} came as number {rank} of the exchange")
-            hellos[rank] = hello
-        if self.rank not in hellos:
-            raise ConfigurationError(f"the exchange does not return what rank {self.rank} itself has said")
-        check_equal(configs)
-        return hellos
-
-    def _remote(self, hello: Hello, peer: Peer) -> _Remote:
-        dispatch = RemoteRegion.from_bytes(hello.dispatch).over(peer)
-        combine = RemoteRegion.from_bytes(hello.combine).over(peer)
-        if dispatch.nbytes != self._recv.nbytes or combine.nbytes != self._combine_recv.nbytes:
-            raise DescriptorError(f"rank {hello.rank} offers {dispatch.nbytes} and {combine.nbytes} bytes")
-        return _Remote(peer, dispatch, combine, hello.first_imm)
-
-    def _connected(self, hello: Hello, timeout: float) -> Peer:
-        """The peer that has connected to us, which may take a moment to show."""
-        incarnation = EngineAddress.from_bytes(hello.address).incarnation
-        end = time.monotonic() + timeout
-        while True:
-            for peer in self.engine.peers:
-                if peer.incarnation == incarnation:
-                    return peer
-            if time.monotonic() > end:
-                raise ConnectTimeout(f"rank {hello.rank} has not connected within {timeout:g} s")
-            time.sleep(0.001)
 
     def peer_name(self, rank: int) -> str:
         remote = self._remotes.get(rank)
         return remote.peer.name if remote else f"rank {rank}"
 
+    def failed(self, ranks: Iterable[int], error: RailwireError) -> list[int]:
+        """Those of the ranks to which a write that ended so has failed."""
+        name = getattr(error, "peer", None)
+        return [
+            rank
+            for rank in ranks
+            if self._remotes[rank].peer.state != "connected" or self._remotes[rank].peer.name == name
+        ]
+
     # ---- writing -----------------------------------------------------------------------------------------------------
+    def scatter_slots(self, pieces: Sequence[Piece], generation: int) -> None:
+        """Writes to the dispatch regions of these ranks, all at once."""
+        self._scatter(_DISPATCH, pieces, Wait.HEADER, generation, self.dispatching)
+
+    def scatter_results(self, pieces: Sequence[Piece], generation: int) -> None:
+        """Writes to the combine regions of these ranks, all at once."""
+        self._scatter(_COMBINE, pieces, Wait.COMBINED, generation, self.combining)
+
+    def _scatter(self, kind: int, pieces: Sequence[Piece], wait: Wait, generation: int, sent: list[Sent]) -> None:
+        if not pieces:
+            return
+        prepared = self._scatters[kind]
+        table = prepared.table[0]
+        table[:, LENGTH] = 0
+        table[:, IMMEDIATE] = NO_IMMEDIATE
+        columns = [self._columns[piece.rank] for piece in pieces]
+        rows = np.empty((len(pieces), 4), np.uint64)
+        rows[:, SOURCE] = [piece.start for piece in pieces]
+        rows[:, DESTINATION] = [piece.at for piece in pieces]
+        rows[:, LENGTH] = [piece.nbytes for piece in pieces]
+        rows[:, IMMEDIATE] = [
+            self._imm(self._remotes[piece.rank].first_imm, wait, generation, self.rank) for piece in pieces
+        ]
+        table[columns] = rows
+        sent.append(Sent(prepared.post(after=self._after()), [piece.rank for piece in pieces]))
+
     def send_rows(self, rank: int, start: int, at: int, nbytes: int, wait: Wait, generation: int) -> None:
-        """Writes bytes of the dispatch send region to the dispatch region of a rank."""
+        """Writes bytes of the dispatch send region to the dispatch region of one rank."""
         remote = self._remotes[rank]
         transfer = self.engine.write(
             self._send[start : start + nbytes],
-            remote.dispatch[at : at + nbytes],
+            remote.regions[_DISPATCH][at : at + nbytes],
             self._imm(remote.first_imm, wait, generation, self.rank),
+            after=self._after(),
         )
-        self.dispatching.setdefault(rank, []).append(transfer)
+        self.dispatching.append(Sent(transfer, [rank]))
 
     def send_grant(self, rank: int, generation: int, offset: int, rows: int) -> None:
         """Lends overflow rows."""
@@ -194,17 +197,6 @@ class Wires:
         """True if ``rank`` has said that it goes on without us."""
         return self.read_grant(rank)[0] == MASKED_MAGIC
 
-    def send_results(self, rank: int, first: int, segment: int, rows: int, generation: int) -> None:
-        """Writes rows of the combine send region to the combine region of a rank."""
-        row = self.geometry.combine_row
-        remote = self._remotes[rank]
-        transfer = self.engine.write(
-            self._combine_send[first * row : (first + rows) * row],
-            remote.combine[segment * row : (segment + rows) * row],
-            self._imm(remote.first_imm, Wait.COMBINED, generation, self.rank),
-        )
-        self.combining.setdefault(rank, []).append(transfer)
-
     def beat(self, ranks: list[int]) -> None:
         """Tells these ranks that this one is alive and waits for somebody."""
         self._beat += 1
@@ -214,7 +206,9 @@ class Wires:
         for rank in ranks:
             try:
                 self.engine.write(
-                    self._send[start : start + BEAT_BYTES], self._remotes[rank].dispatch[at : at + BEAT_BYTES]
+                    self._send[start : start + BEAT_BYTES],
+                    self._remotes[rank].regions[_DISPATCH][at : at + BEAT_BYTES],
+                    after=self._after(),
                 )
             except RailwireError:
                 pass  # it is lost: its expectation says so
@@ -242,9 +236,11 @@ class Wires:
             self._put(start, encode_grant(MASKED_MAGIC, generation, 0, 0))
             at = self.geometry.grant(self.rank)
             try:
-                self.engine.write(self._send[start : start + GRANT_BYTES], remote.dispatch[at : at + GRANT_BYTES]).wait(
-                    min(timeout, 0.02)
-                )
+                self.engine.write(
+                    self._send[start : start + GRANT_BYTES],
+                    remote.regions[_DISPATCH][at : at + GRANT_BYTES],
+                    after=self._after(),
+                ).wait(min(timeout, 0.02))
             except (RailwireError, TimeoutError):
                 pass  # it does not hear us: that is why it goes
         if remote.peer.state == "closed":
