@@ -12,9 +12,10 @@ Tensor = torch.Tensor
 
 
 def check_dispatch(
-    config: MoeConfig, device: torch.device, x: Any, topk_ids: Any, topk_weights: Any
+    config: MoeConfig, device: torch.device, x: Any, topk_ids: Any, topk_weights: Any, *, values: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """(tokens, scales or None). Raises TypeError, ValueError, IndexError."""
+    """(tokens, scales or None). Raises TypeError, ValueError, IndexError. ``values``: look at the ids, too, which waits
+    for the device."""
     scales: Tensor | None = None
     if isinstance(x, tuple):
         if not config.fp8 or len(x) != 2:
@@ -41,7 +42,7 @@ def check_dispatch(
         raise ValueError(f"topk_ids are [{tokens}, {config.top_k}], not {list(topk_ids.shape)}")
     if topk_weights is not None:
         check_weights(config, device, topk_weights, tokens)
-    if tokens:
+    if tokens and values:
         low, high = int(topk_ids.min()), int(topk_ids.max())
         if low < -1 or high >= config.experts:
             raise IndexError(f"topk_ids are -1 to {config.experts - 1}, not {low} to {high}")

@@ -138,13 +138,18 @@ class TritonBackend(TorchBackend):
         g, c = self.geometry, self.geometry.config
         rows = torch.empty((c.ranks, slot_rows), dtype=torch.int32, device=self.device)
         expert_rows = torch.empty(g.bins, dtype=torch.int32, device=self.device)
+        self.plan_into(counts, slot_rows, status, rows, expert_rows)
+        return rows, expert_rows
+
+    def plan_into(self, counts: Tensor, slot_rows: int, status: Tensor, rows: Tensor, expert_rows: Tensor) -> None:
+        """The same, into memory that is there."""
+        g, c = self.geometry, self.geometry.config
         align = c.expert_alignment if c.layout == "grouped" else 1
         stride = c.ranks * c.max_tokens if c.layout == "batched" else 0
         k.plan_kernel[(c.ranks,)](
             counts, rows, expert_rows, status, c.ranks, slot_rows, align, stride, BINS=g.bins,
             WIDE=max(2, triton.next_power_of_2(g.bins)), BLOCK=64,
         )  # fmt: skip
-        return rows, expert_rows
 
     def unpack_device(self, source: Tensor, rows: Tensor, slot_rows: int, header: int, outputs: Outputs) -> None:
         """Rows of all slots, ``rows[source, i]``, -1 for none. ``header``: bytes before the rows of each slot."""
