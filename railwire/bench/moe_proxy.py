@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from railwire import ScatterTarget, TransferEngine
 from railwire.moe.config import MoeConfig
@@ -73,7 +74,9 @@ def measure(ranks: int, operations: int = 2000, seed: int = 1) -> ProxyTimes:
     return ProxyTimes(ranks, float(took[:, 0].min()), float(p50), float(p99), float(np.median(took[:, 1])))
 
 
-def _time(word_array: np.ndarray, progress_array: np.ndarray, operations: int) -> np.ndarray:
+def _time(
+    word_array: npt.NDArray[np.uint64], progress_array: npt.NDArray[np.uint64], operations: int
+) -> npt.NDArray[np.float64]:
     """Microseconds until (posted, ended), ``[operations, 2]``."""
     word, progress = memoryview(word_array), memoryview(progress_array)  # numpy's own access takes longer
     took = []
