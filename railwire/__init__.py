@@ -28,9 +28,10 @@ from railwire.errors import (
     WriterFailed,
     WriterLost,
 )
+from railwire.group import PeerGroup
 from railwire.memory import MemoryRegion, Pages, RegionSlice, RemoteRegion, ScatterTarget
 from railwire.nics import NicInfo
-from railwire.peer import EngineAddress, Peer, PeerGroup
+from railwire.peer import EngineAddress, Peer
 from railwire.prepared import Prepared, Trigger
 from railwire.regions import Regions, RemoteRegions
 from railwire.transfer import Expectation, Fence, Future, Transfer

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from railwire import _native
+from railwire.owner import Owner
 from railwire.peer import Peer
 from railwire.transfer import Expectation
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
 
 UNITS_PER_ARRIVAL = 16
 MAX_IMM = (1 << 22) - 1
 DEFAULT_TIMEOUT = 60.0
+
+
+def check_imm(imm: int | None) -> int:
+    """What the native core takes: -1 for none. Raises TypeError, ValueError for what is no immediate."""
+    if imm is None:
+        return -1
+    if isinstance(imm, bool) or not isinstance(imm, int):
+        raise TypeError(f"an immediate is an int, not {type(imm).__name__}")
+    if not 0 <= imm <= MAX_IMM:
+        raise ValueError(f"an immediate is 0..{MAX_IMM}, not {imm}")
+    return imm
 
 
 class Counter:
@@ -26,7 +34,7 @@ class Counter:
     which the expectations were made.
     """
 
-    def __init__(self, engine: TransferEngine, imm: int) -> None:
+    def __init__(self, engine: Owner, imm: int) -> None:
         self._engine = engine
         self.imm = imm
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,11 +14,9 @@ from railwire.allocation import SharedBuffer
 from railwire.buffers import Buffer
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
+from railwire.owner import Owner
+from railwire.peer import Peer
 from railwire.transfer import Fence
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
-    from railwire.peer import Peer
 
 
 def resolve_slice(key: object, nbytes: int) -> tuple[int, int]:
@@ -68,7 +66,7 @@ class MemoryRegion:
     peers that still write then get an error. Use :meth:`revoke` or :meth:`close` to be sure that nobody does.
     """
 
-    def __init__(self, engine: TransferEngine, native: _native.Region, buffer: Buffer) -> None:
+    def __init__(self, engine: Owner, native: _native.Region, buffer: Buffer) -> None:
         self._engine = engine
         self._native = native
         self._buffer = buffer
@@ -343,7 +341,7 @@ class ScatterTarget:
         self.dst = dst
 
 
-def register(engine: TransferEngine, buffer: Any, readable_only: bool = False) -> MemoryRegion:
+def register(engine: Owner, buffer: Any, readable_only: bool = False) -> MemoryRegion:
     """Implements ``engine.register``."""
     shared = buffer if isinstance(buffer, SharedBuffer) else None
     where = Buffer(buffer.array if isinstance(buffer, SharedBuffer) else buffer, readable_only)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError, check_seconds
+from railwire.peer import Peer
 from railwire.transfer import resolve
 
-if TYPE_CHECKING:
-    from railwire.peer import Peer
-
-Item = tuple["Peer", bytes]
+Item = tuple[Peer, bytes]
 
 
 class MessageQueue:

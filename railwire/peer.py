@@ -6,17 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from railwire import _native, wire
 from railwire.dispatcher import dispatcher
 from railwire.errors import PeerLostError
+from railwire.owner import Owner
 from railwire.transfer import Fence, resolve
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
-    from railwire.memory import MemoryRegion, RegionSlice, RemoteRegion, ScatterTarget
-    from railwire.prepared import Prepared
 
 _STATES = ("connecting", "connected", "closing", "closed", "lost")
 
@@ -146,7 +142,7 @@ class Peer:
 
     def __init__(
         self,
-        engine: TransferEngine,
+        engine: Owner,
         native: _native.Peer,
         address: wire.Address,
         nic_pairs: Sequence[tuple[str, str]],
@@ -234,49 +230,3 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.name} {self.incarnation.hex()[:8]} {self.state} via {', '.join(self.nics)}>"
-
-
-class PeerGroup:
-    """Peers that are addressed together, for scatter() and barrier(). Made by ``engine.peer_group()``."""
-
-    def __init__(self, engine: TransferEngine, peers: Sequence[Peer]) -> None:
-        self._engine = engine
-        self.peers = tuple(peers)
-        self._natives = [peer._native for peer in self.peers]
-        self._index = {peer.incarnation: i for i, peer in enumerate(self.peers)}
-
-    def __len__(self) -> int:
-        return len(self.peers)
-
-    def prepare_scatter(
-        self,
-        src: MemoryRegion | RegionSlice,
-        targets: Sequence[ScatterTarget | Peer],
-        imm: int | None = None,
-        *,
-        depth: int = 1,
-    ) -> Prepared:
-        """A scatter that is posted again and again, each time with other offsets and lengths (MoE dispatch, for one).
-
-        Args:
-            src: the memory that all posts read from.
-            targets: the memory that each may write to: ``dst`` of a :class:`ScatterTarget`. A peer of the group in
-                its place gets immediates only, as from a barrier. One peer may have several targets.
-            imm: the immediate that the table begins with; each target may get another one.
-            depth: slots of the table, for whoever fills one while another is read.
-
-        Raises:
-            ValueError: a target of a peer outside the group.
-            ClosedError, DescriptorError, IndexError: at the call.
-        """
-        from railwire.prepared import Prepared
-
-        return Prepared(self, src, targets, imm, depth)
-
-    def _member(self, target: RemoteRegion | Peer) -> int:
-        """Which of the peers that is, or to whom the memory belongs."""
-        index = self._index.get(target.incarnation)
-        own = target if isinstance(target, Peer) else target.peer
-        if index is None or own not in (None, self.peers[index]):
-            raise ValueError(f"{target!r} belongs to no peer of the group")
-        return index

@@ -6,27 +6,48 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from railwire import _native, cuda
+from railwire.counter import check_imm
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError, DescriptorError
-from railwire.memory import MemoryRegion, RegionSlice, ScatterTarget
+from railwire.memory import MemoryRegion, RegionSlice, RemoteRegion, ScatterTarget
+from railwire.owner import Owner
 from railwire.peer import Peer
 from railwire.transfer import Transfer
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
-    from railwire.peer import PeerGroup
 
 log = logging.getLogger("railwire")
 
 SOURCE, DESTINATION, LENGTH, IMMEDIATE = range(4)
 NO_IMMEDIATE = 2**64 - 1
 MOST_ROWS = 1 << 20
+
+
+class Scattering(Owner, Protocol):
+    """An engine, seen by what scatters."""
+
+    def _check_local(self, region: MemoryRegion) -> None:
+        """Raises ValueError for a region of another engine, ClosedError for a closed one."""
+
+    def _keep_trigger(self, trigger: Trigger) -> None:
+        """It is told when its operations have ended."""
+
+    def _forget_word(self, watcher_id: int) -> None:
+        """It is told no more."""
+
+
+class Members(Protocol):
+    """A peer group, seen by what scatters to it."""
+
+    _engine: Scattering
+    peers: tuple[Peer, ...]
+
+    def _member(self, target: RemoteRegion | Peer) -> int:
+        """Which of the peers that is, or to whom the memory belongs."""
 
 
 class Prepared:
@@ -37,7 +58,7 @@ class Prepared:
 
     def __init__(
         self,
-        group: PeerGroup,
+        group: Members,
         src: MemoryRegion | RegionSlice,
         targets: Sequence[ScatterTarget | Peer],
         imm: int | None,
@@ -48,7 +69,7 @@ class Prepared:
         if depth < 1 or depth * max(len(targets), 1) > MOST_ROWS:
             raise ValueError(f"a table has 1 to {MOST_ROWS} rows, not {depth} times {len(targets)}")
         if imm is not None:
-            engine.counter(imm)  # raises for what is none
+            check_imm(imm)
         windows: list[Any] = []
         rows = np.zeros((len(targets), 4), np.uint64)
         rows[:, IMMEDIATE] = NO_IMMEDIATE if imm is None else imm
@@ -63,7 +84,7 @@ class Prepared:
             windows.append((peer._native, dst.keys, dst.start, dst.nbytes))
             rows[i, SOURCE] = target.src_offset
             rows[i, LENGTH] = min(dst.nbytes, src.nbytes - target.src_offset)
-        self._engine: TransferEngine = engine
+        self._engine = engine
         try:
             self._native: _native.PreparedScatter = _native.prepare_scatter(
                 engine._native, src.region._native, src.start, src.nbytes, windows, depth
@@ -148,8 +169,7 @@ class Prepared:
         except _native.NativeError as error:
             raise ClosedError(str(error)) from error
         trigger = Trigger(self._engine, native, on_end)
-        with self._engine._lock:
-            self._engine._triggers[trigger.id] = trigger
+        self._engine._keep_trigger(trigger)
         return trigger
 
     def __repr__(self) -> str:
@@ -160,7 +180,7 @@ class Trigger:
     """A word that posts a prepared scatter. Made by :meth:`Prepared.on_word`."""
 
     def __init__(
-        self, engine: TransferEngine, native: _native.Watcher, on_end: Callable[[int, Transfer], object] | None
+        self, engine: Scattering, native: _native.Watcher, on_end: Callable[[int, Transfer], object] | None
     ) -> None:
         self._engine = engine
         self._native = native
@@ -197,8 +217,7 @@ class Trigger:
 
     def close(self) -> None:
         """Nothing is posted after this returns. What is under way goes on, and is told of no more."""
-        with self._engine._lock:
-            self._engine._triggers.pop(self.id, None)
+        self._engine._forget_word(self.id)
         if not self._engine.closed:
             self._engine._native.unwatch(self._native)
 
@@ -214,11 +233,11 @@ class Trigger:
 class ArrivalWords:
     """Words that follow counters, for a kernel that waits. Made by ``engine.arrival_words()``."""
 
-    def __init__(self, engine: TransferEngine, first: int, writers: Sequence[Peer]) -> None:
+    def __init__(self, engine: Owner, first: int, writers: Sequence[Peer]) -> None:
         if not writers:
             raise ValueError("arrival words need at least one writer")
         for number in (first, first + len(writers) - 1):
-            engine.counter(number)  # raises for what is none
+            check_imm(number)
         engine._check_open()
         self._engine = engine
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from railwire.buffers import Buffer
 from railwire.dispatcher import dispatcher
 from railwire.errors import ClosedError
 from railwire.memory import MemoryRegion, RemoteRegion, register
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
+from railwire.owner import Owner
 
 
 class RemoteRegions(Sequence[RemoteRegion]):
@@ -77,7 +75,7 @@ class Regions(Sequence[MemoryRegion]):
     """Made by ``engine.register_many()``. ``regions[i]`` is a :class:`MemoryRegion`; dropping the last reference to
     all of them deregisters them."""
 
-    def __init__(self, engine: TransferEngine, buffers: Sequence[Any], readable_only: bool) -> None:
+    def __init__(self, engine: Owner, buffers: Sequence[Any], readable_only: bool) -> None:
         self._engine = engine
         self._buffers = list(buffers)
         self._readable_only = readable_only

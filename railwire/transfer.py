@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from railwire import _native, cuda
 from railwire.dispatcher import dispatcher
@@ -32,9 +32,7 @@ from railwire.errors import (
     WriterLost,
     check_seconds,
 )
-
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
+from railwire.owner import Owner
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Future[Any]")
@@ -61,7 +59,7 @@ class Future(Generic[T]):
 
     __slots__ = ("__weakref__", "_callbacks", "_engine", "_operation")
 
-    def __init__(self, engine: TransferEngine, operation: _native.Operation) -> None:
+    def __init__(self, engine: Owner, operation: _native.Operation) -> None:
         self._engine = engine
         self._operation = operation
         self._callbacks: list[Callable[[Any], object]] | None = None

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from railwire import _native
 from railwire.dispatcher import dispatcher
+from railwire.owner import Owner
 
-if TYPE_CHECKING:
-    from railwire.engine import TransferEngine
+
+class Watched(Owner, Protocol):
+    """An engine, seen by its words."""
+
+    def _forget_word(self, watcher_id: int) -> None:
+        """Its callbacks are not wanted any more."""
 
 
 class Watcher:
     """Made by ``engine.watch(callback)``."""
 
-    def __init__(self, engine: TransferEngine, native: _native.Watcher, callback: Callable[[int, int], object]) -> None:
+    def __init__(self, engine: Watched, native: _native.Watcher, callback: Callable[[int, int], object]) -> None:
         self._engine = engine
         self._native = native
         self._callback = callback
@@ -46,8 +51,7 @@ class Watcher:
     def close(self) -> None:
         """No callback begins after this returns, but for one that is running."""
         self._closed = True
-        with self._engine._lock:
-            self._engine._watchers.pop(self.id, None)
+        self._engine._forget_word(self.id)
         if not self._engine.closed:
             self._engine._native.unwatch(self._native)
 
