@@ -26,8 +26,8 @@ from railwire.kvcache.router.membership import (
     keep,
 )
 from railwire.kvcache.router.memory import InMemoryMembership
+from railwire.kvcache.router.registry import etcd_credentials, open_membership, without_password
 from railwire.kvcache.router.tcpstore import TCPStoreMembership
-from railwire.serve.config import etcd_credentials, open_membership, without_password
 
 
 def member(name: str, **more: Any) -> Member:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from railwire.bench.work import Work
-
-if TYPE_CHECKING:
-    from railwire.bench.runner import RunnerConfig
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -93,8 +90,8 @@ class TorchMemory:
         self._torch.from_numpy(data).copy_(self._tensor)
 
 
-def device_memory(config: RunnerConfig) -> TorchMemory | None:
-    """The memory under test on the configured GPU; None: it is the host buffer."""
-    if config.device == "cpu":
+def device_memory(device: str, nbytes: int) -> TorchMemory | None:
+    """The memory under test on a GPU; None: it is the host buffer."""
+    if device == "cpu":
         return None
-    return TorchMemory(config.buffer_bytes, int(config.device.partition(":")[2]))
+    return TorchMemory(nbytes, int(device.partition(":")[2]))

@@ -13,8 +13,10 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from railwire import MemoryRegion, Pages, RemoteRegion, Transfer, TransferEngine
+from railwire.engine import TransferEngine
+from railwire.memory import MemoryRegion, Pages, RemoteRegion
 from railwire.testing import SimulatedFabric
+from railwire.transfer import Transfer
 
 PAGE_BYTES = 1024
 PAGES = 100_000

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.moe import ExpertGroup, GroupExchange, MoeConfig
 from railwire.moe.rendezvous import file_store
 

@@ -35,7 +35,7 @@ class NixlRunner(Runner):
 
         settings = nixl_agent_config(enable_prog_thread=False, enable_listen_thread=False, backends=["UCX"])
         self._agent: Any = nixl_agent(config.role, settings)
-        self._gpu = device_memory(config)
+        self._gpu = device_memory(config.device, config.buffer_bytes)
         self._kind = "DRAM" if self._gpu is None else "VRAM"
         self._number = 0 if self._gpu is None else self._gpu.number
         self._address = buffer.ctypes.data if self._gpu is None else self._gpu.address

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
-import railwire
-from railwire import MemoryRegion, Pages, Peer, PeerGroup, RemoteRegion, ScatterTarget, Transfer, TransferEngine
+from railwire import __version__
 from railwire.bench.buffers import Bytes
 from railwire.bench.runner import Runner, RunnerConfig, main
 from railwire.bench.work import Laps, Slots, Work
 from railwire.cuda import GpuMemory
+from railwire.engine import TransferEngine
+from railwire.group import PeerGroup
+from railwire.memory import MemoryRegion, Pages, RemoteRegion, ScatterTarget
+from railwire.peer import Peer
+from railwire.transfer import Transfer
 
 _LANDED = 1
 _END = 2
@@ -75,7 +79,7 @@ class RailwireRunner(Runner):
         return self._engines[0]
 
     def version(self) -> str:
-        return f"Railwire {railwire.__version__}, {self._engine.nics[0].provider}"
+        return f"Railwire {__version__}, {self._engine.nics[0].provider}"
 
     def details(self) -> dict[str, Any]:
         nic = self._engine.nics[0]

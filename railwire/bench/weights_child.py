@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.weights import Box, Destination, Receiver, Rendezvous, Trainer, describe_boxes, record, tcp_store
 
 Shapes = dict[str, tuple[int, int]]
@@ -160,7 +160,7 @@ class EngineWrites(Contender):
             self.store.set(f"{self.key}/d{self.rank}", bytes(region.descriptor))
             self.region = region
             return
-        from railwire import RemoteRegion
+        from railwire.memory import RemoteRegion
 
         self.targets = []
         for receiver in range(self.receivers):

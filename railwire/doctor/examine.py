@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import railwire
-from railwire import _native, handshake, topology, wire
+from railwire import __version__, _native, handshake, topology, wire
 from railwire.doctor import gpu_paths, libraries, limits, pitfalls, verbs
 from railwire.doctor.report import GpuFacts, Pairing, Plan, Report
 from railwire.errors import ConfigurationError
@@ -61,7 +60,7 @@ def examine(
         for device in ("cpu", *(f"cuda:{number}" for number in range(len(visible))))
     )
     return Report(
-        version=railwire.__version__,
+        version=__version__,
         host=platform.node(),
         kernel=platform.release(),
         cores=len(os.sched_getaffinity(0)),

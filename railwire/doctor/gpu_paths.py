@@ -77,7 +77,7 @@ def _answer(process: subprocess.Popen[str], seconds: float, question: str = "") 
 
 
 def _target(device: str) -> None:
-    from railwire import TransferEngine
+    from railwire.engine import TransferEngine
 
     engine = TransferEngine(device, nics=["shm"])
     region = engine.allocate(_NBYTES, device=device)
@@ -86,7 +86,10 @@ def _target(device: str) -> None:
 
 
 def _writer(device: str) -> None:
-    from railwire import EngineAddress, RailwireError, RemoteRegion, TransferEngine
+    from railwire.engine import TransferEngine
+    from railwire.errors import RailwireError
+    from railwire.memory import RemoteRegion
+    from railwire.peer import EngineAddress
 
     engine = TransferEngine(device, nics=["shm"])
     region = engine.allocate(_NBYTES, device=device)

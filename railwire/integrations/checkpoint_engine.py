@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from railwire import MemoryRegion, RemoteRegion, TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import DescriptorError, RailwireError
+from railwire.memory import MemoryRegion, RemoteRegion
 from railwire.peer import Peer
 
 _ASK, _TELL = b"RWP1?", b"RWP1!"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.moe import Dispatched, ExpertGroup, Geometry, GroupExchange, MoeConfig
 from railwire.moe.config import SCALE_BLOCK
 from railwire.moe.kernels.quantise import FP8_MAX, FP8_MIN_AMAX

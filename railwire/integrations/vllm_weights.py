@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.weights import Destination, Receiver, Rendezvous, Trainer, UpdateError, record, tcp_store
 from railwire.weights.errors import RecordingError
 

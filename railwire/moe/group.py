@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError, RailwireError
 from railwire.moe import protocol as p
 from railwire.moe.carrying import Carrier, Dispatched

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError
 from railwire.moe.carrying import Dispatched
 from railwire.moe.config import MoeConfig

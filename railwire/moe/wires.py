@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from railwire import MemoryRegion, ScatterTarget, TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import FenceError, RailwireError
+from railwire.memory import MemoryRegion, ScatterTarget
 from railwire.moe.geometry import (
     GRANT_BYTES,
     GRANT_MAGIC,

@@ -18,11 +18,12 @@ from railwire.kvcache.errors import TicketError
 from railwire.kvcache.geometry.layout import LayoutError
 from railwire.kvcache.link import Link
 from railwire.kvcache.router.membership import Member
+from railwire.kvcache.router.registry import open_membership
 from railwire.kvcache.router.transport import Sampling
 from railwire.kvcache.slots import SlotsExhausted
 from railwire.runner import BlockPool, OutOfBlocks
 from railwire.serve.batching import BrokenKV, DecodeLoop, Sequence
-from railwire.serve.config import WorkerConfig, create_runner, open_membership
+from railwire.serve.config import WorkerConfig, create_runner
 from railwire.serve.legs import DecodeBody, LegError, Prefiller, check, clock, read_body
 from railwire.serve.process import new_registry, serve
 from railwire.serve.ranks import RankTickets, ReceiverRanks, partial_tickets

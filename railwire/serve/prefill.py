@@ -14,8 +14,9 @@ from railwire import metrics as engine_metrics
 from railwire.errors import RailwireError
 from railwire.kvcache.errors import PushAborted
 from railwire.kvcache.router.membership import Member
+from railwire.kvcache.router.registry import open_membership
 from railwire.runner import BlockPool
-from railwire.serve.config import WorkerConfig, create_runner, open_membership
+from railwire.serve.config import WorkerConfig, create_runner
 from railwire.serve.legs import LegError, PrefillBody, check, clock, read_body
 from railwire.serve.prefill_queue import Job, PrefillQueue, Stopped
 from railwire.serve.process import new_registry, serve

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from railwire import TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import RailwireError
 from railwire.kvcache.errors import TicketError
 from railwire.kvcache.link import Link

@@ -24,10 +24,11 @@ from railwire.kvcache.router import (
     Router,
     RouteRequest,
 )
+from railwire.kvcache.router.registry import open_membership
 from railwire.runner import Tokenizer
 from railwire.serve import openai
 from railwire.serve.by_api import ApiTransport
-from railwire.serve.config import RouterConfig, open_membership
+from railwire.serve.config import RouterConfig
 from railwire.serve.openai import ApiError, Completion
 from railwire.serve.process import new_registry, serve
 from railwire.serve.text import StopText, load_tokenizer

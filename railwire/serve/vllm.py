@@ -25,7 +25,8 @@ from typing import Any, Literal
 import aiohttp
 
 from railwire.errors import ConfigurationError
-from railwire.serve.config import WorkerConfig, etcd_credentials, without_password
+from railwire.kvcache.router.registry import etcd_credentials, without_password
+from railwire.serve.config import WorkerConfig
 from railwire.serve.process import own_url
 
 log = logging.getLogger("railwire.serve")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from railwire import TransferEngine
 from railwire.demo.moe import model as demo_model
+from railwire.engine import TransferEngine
 from railwire.integrations.transformers_moe import MaskedExperts, expert_parallel
 from railwire.moe import ExpertGroup, MoeConfig, StoreExchange
 from railwire.moe.rendezvous import file_store

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 
-from railwire import TransferEngine
 from railwire.demo.weights.model import Served
+from railwire.engine import TransferEngine
 from railwire.runner import weights
 from railwire.weights import Destination, Receiver, Rendezvous, record, tcp_store
 

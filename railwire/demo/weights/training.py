@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from railwire import TransferEngine
 from railwire.demo.weights.model import Trained, checkpoint
+from railwire.engine import TransferEngine
 from railwire.runner import weights
 from railwire.weights import Rendezvous, Trainer, UpdateError, tcp_store
 

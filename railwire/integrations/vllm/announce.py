@@ -14,7 +14,7 @@ from railwire.errors import RailwireError
 from railwire.integrations.vllm.layout import data_parallel_rank
 from railwire.integrations.vllm.options import Options
 from railwire.kvcache.router.membership import Member, Membership, Role, keep
-from railwire.serve.config import open_membership
+from railwire.kvcache.router.registry import open_membership
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.logger import init_logger
 
-from railwire import MemoryRegion, TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError, RailwireError
 from railwire.integrations.vllm.layers import CpuClock, CudaClock, LayerClock
 from railwire.integrations.vllm.layout import describe, fingerprint, gather
@@ -22,6 +22,7 @@ from railwire.integrations.vllm.stats import RailwireStats
 from railwire.integrations.vllm.steps import Handshake, Step
 from railwire.kvcache import Receiver, Sender
 from railwire.kvcache.slots import MAX_SLOTS
+from railwire.memory import MemoryRegion
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from railwire.moe.geometry import Array, Geometry
-from railwire.moe.kernels import Routing
+from railwire.moe.kernels.backend import Routing
 from railwire.moe.kernels.quantise import quantise
 
 Tensor = torch.Tensor

@@ -10,8 +10,8 @@ import torch
 import triton
 
 from railwire.moe.geometry import MAGIC, Array, Geometry
-from railwire.moe.kernels import Routing
 from railwire.moe.kernels import triton_kernels as k
+from railwire.moe.kernels.backend import Routing
 from railwire.moe.kernels.torch_backend import TorchBackend
 
 Tensor = torch.Tensor
