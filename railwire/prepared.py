@@ -3,7 +3,6 @@ arrivals, for whoever waits without a call."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from railwire.memory import MemoryRegion, RegionSlice, RemoteRegion, ScatterTarg
 from railwire.owner import Owner
 from railwire.peer import Peer
 from railwire.transfer import Transfer
+from railwire.words import words_at
 
 log = logging.getLogger("railwire")
 
@@ -94,9 +94,8 @@ class Prepared:
         except _native.NativeError as error:
             raise ClosedError(str(error)) from error
         self._post = self._native.post
-        self.table: npt.NDArray[np.uint64] = _words(self._native.table, depth * len(targets) * 4, self._native).reshape(
-            depth, len(targets), 4
-        )
+        words = words_at(self._native.table, depth * len(targets) * 4, self._native)
+        self.table: npt.NDArray[np.uint64] = words.reshape(depth, len(targets), 4)
         """What a post does: uint64, ``[slot, target, column]``, with the columns source offset, destination offset,
         length (bytes, within the source and within the target) and immediate (``2**64 - 1``: none). A target with no
         bytes and no immediate gets nothing; one with an immediate and no bytes gets the arrival alone. All slots begin
@@ -185,9 +184,9 @@ class Trigger:
         self._engine = engine
         self._native = native
         self._on_end = on_end
-        self.word: npt.NDArray[np.uint64] = _words(native.address, 1, native)
+        self.word: npt.NDArray[np.uint64] = words_at(native.address, 1, native)
         """The word, an array of one uint64. It has a page of memory to itself; only one thread or kernel writes it."""
-        self.progress: npt.NDArray[np.uint64] = _words(native.progress, 24, native)
+        self.progress: npt.NDArray[np.uint64] = words_at(native.progress, 24, native)
         """24 words in a page of their own, which the engine writes: 0, 8 and 16 are :attr:`posted`, :attr:`ended` and
         :attr:`failed`. For whoever fills the table and has no Python."""
 
@@ -247,7 +246,7 @@ class ArrivalWords:
             raise ValueError(f"counters {first} to {first + len(writers) - 1}: {error}") from error
         self.address: int = self._native.address
         """Of the first word, in this process."""
-        self.words: npt.NDArray[np.int64] = _words(self.address, len(writers), self._native).view(np.int64)
+        self.words: npt.NDArray[np.int64] = words_at(self.address, len(writers), self._native).view(np.int64)
         """``words[i]``: arrivals of immediate ``first + i`` since its last reset; negative once ``writers[i]`` is lost
         or has reported a failed write. They have pages of memory to themselves."""
 
@@ -261,13 +260,3 @@ class ArrivalWords:
 
     def __repr__(self) -> str:
         return f"<ArrivalWords of {len(self)} counters>"
-
-
-def _words(address: int, count: int, owner: object) -> npt.NDArray[np.uint64]:
-    """Native memory as an array that keeps its owner."""
-    if count == 0:
-        return np.zeros(0, np.uint64)
-    memory = (ctypes.c_uint64 * count).from_address(address)
-    memory._railwire_owner = owner  # type: ignore[attr-defined]
-    words: npt.NDArray[np.uint64] = np.frombuffer(memoryview(memory), dtype=np.uint64)
-    return words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from railwire import _native
 from railwire.dispatcher import dispatcher
 from railwire.owner import Owner
+from railwire.words import words_at
 
 
 class Watched(Owner, Protocol):
@@ -42,11 +42,7 @@ class Watcher:
     @property
     def word(self) -> npt.NDArray[np.uint64]:
         """The word as a numpy array of one uint64. Only one thread (or kernel) should write to it."""
-        # The array holds the native object, which owns the page.
-        page = (ctypes.c_uint64 * 1).from_address(self.address)
-        page._railwire_owner = self._native  # type: ignore[attr-defined]
-        word: npt.NDArray[np.uint64] = np.frombuffer(memoryview(page), dtype=np.uint64)
-        return word
+        return words_at(self.address, 1, self._native)
 
     def close(self) -> None:
         """No callback begins after this returns, but for one that is running."""

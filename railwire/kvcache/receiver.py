@@ -20,7 +20,7 @@ from railwire.kvcache.link import Link, Source
 from railwire.kvcache.protocol import messages
 from railwire.kvcache.protocol.descriptor import RankDescriptor
 from railwire.kvcache.protocol.ticket import Accepted, Ended, Fenced, NotFenced
-from railwire.kvcache.side import side
+from railwire.kvcache.side import Side
 from railwire.kvcache.slots import ImmSlots
 from railwire.kvcache.ticket import Ticket, Wanted
 
@@ -41,7 +41,7 @@ class _Turn:
         self.users = 0  # who has it or waits for it; under the receiver's lock
 
 
-class Receiver:
+class Receiver(Side):
     """Takes KV pages from any number of prefill instances, that come and go.
 
     Args:
@@ -67,17 +67,10 @@ class Receiver:
         max_tickets: int = 1024,
         drain_timeout: float | None = None,
     ) -> None:
-        self._side = side(engine, instance, rank, regions, "railwire-kv-receiver")
-        self.engine = engine
-        self.instance = instance
-        self.rank = rank
-        self.layout = self._side.layout
-        self.regions = self._side.regions
+        super().__init__(engine, instance, rank, regions, "railwire-kv-receiver")
         self.drain_timeout = engine.liveness if drain_timeout is None else drain_timeout
         self.slots = ImmSlots(max_tickets)
-        self.lock, self.channel, self.clock = self._side.lock, self._side.channel, self._side.clock
         self.tickets: dict[int, Ticket] = {}
-        self.closed = False
         self._ids = itertools.count(1)
         self._links: dict[_Key, Link] = {}
         self._connecting: dict[_Key, _Turn] = {}
@@ -252,7 +245,7 @@ class Receiver:
                 raise PeerLostError(f"prefill instance {link.instance} is lost: connect() again", reason="peer_lost")
             wants = Wanted(request_id, wanted, first_block, first_token, num_tokens, tail, checksum)
             ticket = Ticket(
-                self._side, self.slots, next(self._ids), link, wants,
+                self, self.slots, next(self._ids), link, wants,
                 answer_timeout=answer_timeout, drain_timeout=self.drain_timeout,
                 fence=self.fence, forget=self._forget,
             )  # fmt: skip

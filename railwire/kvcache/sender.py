@@ -23,7 +23,7 @@ from railwire.kvcache.protocol.delivery import Expected, Stop
 from railwire.kvcache.protocol.descriptor import RankDescriptor
 from railwire.kvcache.protocol.push import AwaitDecoder, Decline, DoWithout
 from railwire.kvcache.push import Push
-from railwire.kvcache.side import side
+from railwire.kvcache.side import Side
 from railwire.kvcache.slots import MAX_SLOTS
 from railwire.memory import RemoteRegion
 from railwire.wire import UNREADABLE
@@ -47,7 +47,7 @@ class Load:
     blocks: int = 0
 
 
-class Sender:
+class Sender(Side):
     """Pushes KV pages to any number of decode instances, that come and go.
 
     Args:
@@ -77,17 +77,10 @@ class Sender:
         ticket_timeout: float = 30.0,
         queue_timeout: float = 480.0,
     ) -> None:
-        self._side = side(engine, instance, rank, regions, "railwire-kv-sender")
-        self.engine = engine
-        self.instance = instance
-        self.rank = rank
-        self.layout = self._side.layout
-        self.regions = self._side.regions
+        super().__init__(engine, instance, rank, regions, "railwire-kv-sender")
         self.instance_id = instance_id or secrets.token_hex(8)
         self.ticket_timeout = ticket_timeout
         self.queue_timeout = queue_timeout
-        self.lock, self.channel, self.clock = self._side.lock, self._side.channel, self._side.clock
-        self.closed = False
         self.refused_tickets = 0
         self._destinations: dict[int, Destination] = {}
         self._newest: dict[int, int] = {}  # per peer: the highest ticket id so far; ids only grow
@@ -138,7 +131,7 @@ class Sender:
             if request_id in self._pushes:
                 raise ValueError(f"request {request_id} is being pushed already")
             push = Push(
-                self._side, request_id, num_tokens,
+                self, request_id, num_tokens,
                 ticket_timeout=self.ticket_timeout, absent=self._absent.pop(request_id, set()),
                 remember=self._remember, forget=self._forget_push,
             )  # fmt: skip
@@ -362,7 +355,7 @@ class Sender:
                 raise DescriptorError(
                     f"{load.tickets} tickets over {load.blocks} blocks are open, more than this decoder can have"
                 )
-            delivery = Delivery(self._side, destination, request, self._forget_delivery)
+            delivery = Delivery(self, destination, request, self._forget_delivery)
             if request.request_id in self._aborted:
                 raise PushError(self._aborted[request.request_id], request_id=request.request_id)
         except (DescriptorError, PushError) as error:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from railwire import metrics as engine_metrics
 from railwire.errors import ClosedError, RailwireError
 from railwire.kvcache.errors import TicketError
 from railwire.kvcache.geometry.layout import LayoutError
 from railwire.kvcache.link import Link
-from railwire.kvcache.router.membership import Member
+from railwire.kvcache.router.membership import Member, Role
 from railwire.kvcache.router.registry import open_membership
 from railwire.kvcache.router.transport import Sampling
 from railwire.kvcache.slots import SlotsExhausted
-from railwire.runner import BlockPool, OutOfBlocks
+from railwire.runner import OutOfBlocks
 from railwire.serve.batching import BrokenKV, DecodeLoop, Sequence
-from railwire.serve.config import WorkerConfig, create_runner
+from railwire.serve.config import WorkerConfig
 from railwire.serve.legs import DecodeBody, LegError, Prefiller, check, clock, read_body
 from railwire.serve.process import new_registry, serve
 from railwire.serve.ranks import RankTickets, ReceiverRanks, partial_tickets
+from railwire.serve.worker import Worker
 
 _ALIVE_SECONDS = 2.0
 _AT_ONCE_SECONDS = 0.1  # whoever waits longer for blocks stands in a queue
@@ -58,18 +58,13 @@ class Job:
         self.events.put_nowait({"event": event, "t": time.monotonic(), **info})
 
 
-class DecodeWorker:
+class DecodeWorker(Worker):
     """A :class:`~railwire.serve.process.Service`."""
 
-    role = "decode"
+    role: Role = "decode"
 
     def __init__(self, config: WorkerConfig, registry: CollectorRegistry) -> None:
-        self.config = config
-        self.draining = False
-        self.changed = asyncio.Event()
-        self.id = secrets.token_hex(8)
-        self.runner = create_runner(config.runner, config.model, config.options)
-        self.pool = BlockPool(self.runner.num_blocks, self.runner.block_tokens, salt=self.runner.fingerprint.encode())
+        super().__init__(config)
         self.ranks = ReceiverRanks(config, self.runner)
         self.loop = DecodeLoop(self.runner, max_batch=config.max_batch)
         self._running: dict[asyncio.Task[None], Job] = {}
@@ -91,51 +86,28 @@ class DecodeWorker:
         self._ttft = Histogram(
             "railwire_decode_first_token_seconds", "From a leg to its first token.", buckets=buckets, registry=registry
         )
-        gauges = {
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "railwire_decode_active": ("Legs that have not ended.", lambda: len(self._running)),
             "railwire_decode_batch": ("Sequences in the batch.", lambda: self.loop.active),
             "railwire_decode_waiting": ("Sequences that wait for a place in the batch.", lambda: self.loop.waiting),
             "railwire_decode_tickets": ("Tickets whose pages may be written.", lambda: self.ranks.open_tickets),
-            "railwire_kv_blocks_free": ("KV blocks that nobody holds.", lambda: self.pool.num_free),
-            "railwire_kv_blocks_cached": ("KV blocks with a known prefix.", lambda: self.pool.num_cached),
             "railwire_decode_tokens": ("Tokens generated.", lambda: self.loop.tokens),
             "railwire_decode_steps": ("Steps of the batch.", lambda: self.loop.steps),
         }
-        for name, (text, value) in gauges.items():
-            Gauge(name, text, registry=registry).set_function(value)
-        engine_metrics.register(*self.ranks.engines, registry=registry)
+        self.measure(registry, gauges, self.ranks.engines)
 
     # ---- the service -------------------------------------------------------------------------------------------------
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/decode", self.decode)]
 
     def member(self, url: str) -> Member:
-        return Member(
-            id=self.id,
-            role="decode",
-            url=url,
-            model=self.config.model_name or self.config.model,
-            fingerprint=self.runner.fingerprint,
-            block_tokens=self.runner.block_tokens,
-            num_blocks=self.runner.num_blocks,
-            context=self.runner.context,
-            vocab=self.runner.vocab,
-            incarnation=self.ranks.engines[0].incarnation.hex(),
-            state="draining" if self.draining else "ready",
-        )
+        return self.record(url, self.ranks.engines[0])
 
     async def start(self) -> None:
         self.loop.start()
 
     def health(self) -> dict[str, Any]:
-        return {
-            "instance": self.id,
-            "model": self.config.model_name or self.config.model,
-            "active": len(self._running),
-            "open_tickets": self.ranks.open_tickets,
-            "free_blocks": self.pool.num_free,
-            "blocks": self.pool.num_blocks,
-        }
+        return self.report(active=len(self._running), open_tickets=self.ranks.open_tickets)
 
     async def drain(self, timeout: float) -> None:
         if self._running:

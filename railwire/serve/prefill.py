@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from railwire import metrics as engine_metrics
 from railwire.errors import RailwireError
 from railwire.kvcache.errors import PushAborted
-from railwire.kvcache.router.membership import Member
+from railwire.kvcache.router.membership import Member, Role
 from railwire.kvcache.router.registry import open_membership
-from railwire.runner import BlockPool
-from railwire.serve.config import WorkerConfig, create_runner
+from railwire.serve.config import WorkerConfig
 from railwire.serve.legs import LegError, PrefillBody, check, clock, read_body
 from railwire.serve.prefill_queue import Job, PrefillQueue, Stopped
 from railwire.serve.process import new_registry, serve
 from railwire.serve.ranks import SenderRanks
+from railwire.serve.worker import Worker
 
 
-class PrefillWorker:
+class PrefillWorker(Worker):
     """A :class:`~railwire.serve.process.Service`."""
 
-    role = "prefill"
+    role: Role = "prefill"
 
     def __init__(self, config: WorkerConfig, registry: CollectorRegistry) -> None:
-        self.config = config
-        self.draining = False
-        self.changed = asyncio.Event()
-        self.id = secrets.token_hex(8)
-        self.runner = create_runner(config.runner, config.model, config.options)
-        self.pool = BlockPool(self.runner.num_blocks, self.runner.block_tokens, salt=self.runner.fingerprint.encode())
+        super().__init__(config)
         self.ranks = SenderRanks(config, self.runner, self.id)
         self.queue = PrefillQueue(
             self.runner,
@@ -58,51 +52,26 @@ class PrefillWorker:
             buckets=[0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0],
             registry=registry,
         )
-        gauges = {
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "railwire_prefill_active": ("Legs that have not ended.", lambda: len(self._running)),
             "railwire_prefill_queued_tokens": ("Tokens still to be computed.", lambda: self.queue.queued_tokens),
-            "railwire_kv_blocks_free": ("KV blocks that nobody holds.", lambda: self.pool.num_free),
-            "railwire_kv_blocks_cached": ("KV blocks with a known prefix.", lambda: self.pool.num_cached),
             "railwire_prefill_computed_tokens": ("Prompt tokens computed.", lambda: self.queue.computed_tokens),
             "railwire_prefill_cached_tokens": ("Prompt tokens found in the cache.", lambda: self.queue.cached_tokens),
         }
-        for name, (text, value) in gauges.items():
-            Gauge(name, text, registry=registry).set_function(value)
-        engine_metrics.register(*self.ranks.engines, registry=registry)
+        self.measure(registry, gauges, self.ranks.engines)
 
     # ---- the service -------------------------------------------------------------------------------------------------
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/prefill", self.prefill)]
 
     def member(self, url: str) -> Member:
-        return Member(
-            id=self.id,
-            role="prefill",
-            url=url,
-            model=self.config.model_name or self.config.model,
-            fingerprint=self.runner.fingerprint,
-            block_tokens=self.runner.block_tokens,
-            num_blocks=self.runner.num_blocks,
-            context=self.runner.context,
-            vocab=self.runner.vocab,
-            ranks=self.ranks.descriptors,
-            incarnation=self.ranks.engines[0].incarnation.hex(),
-            state="draining" if self.draining else "ready",
-            load=self.queue.queued_tokens,
-        )
+        return self.record(url, self.ranks.engines[0], self.ranks.descriptors, self.queue.queued_tokens)
 
     async def start(self) -> None:
         self.queue.start()
 
     def health(self) -> dict[str, Any]:
-        return {
-            "instance": self.id,
-            "model": self.config.model_name or self.config.model,
-            "active": len(self._running),
-            "queued_tokens": self.queue.queued_tokens,
-            "free_blocks": self.pool.num_free,
-            "blocks": self.pool.num_blocks,
-        }
+        return self.report(active=len(self._running), queued_tokens=self.queue.queued_tokens)
 
     async def drain(self, timeout: float) -> None:
         if self._running:

@@ -32,10 +32,12 @@ log = logging.getLogger("railwire.serve")
 class Service(Protocol):
     """What a process does besides."""
 
-    role: str
     draining: bool
     changed: asyncio.Event
     """Set to have the member's record published anew at once."""
+
+    @property
+    def role(self) -> str: ...
 
     def routes(self) -> list[web.RouteDef]: ...
 
