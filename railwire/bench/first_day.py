@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-import railwire
-from railwire import Pages, RailwireError, RemoteRegion, Transfer
+from railwire import __version__
 from railwire.bench.contenders import Setting
 from railwire.bench.first_day_agent import doctor, facts, payload
 from railwire.bench.first_day_meeting import BACK, IMM, LIVENESS, AgentServer, Far, Meeting, Row
@@ -29,6 +28,9 @@ from railwire.bench.measure import Plan, run_plan
 from railwire.bench.process import RunnerError
 from railwire.bench.remote import DEFAULT_PORT, Host, Listener, kind_of
 from railwire.bench.scenarios import Scenario, format_bytes
+from railwire.errors import RailwireError
+from railwire.memory import Pages, RemoteRegion
+from railwire.transfer import Transfer
 
 _SEED = 5
 _BASELINES = {"verbs": "perftest", "efa": "fi_rma_bw", "libfabric:efa-direct": "fi_rma_bw"}
@@ -300,7 +302,7 @@ def drive(options: argparse.Namespace) -> int:
     host = Host(options.peer, options.port, options.secret)
     far = Far(host)
     report: dict[str, Any] = {
-        "railwire": railwire.__version__,
+        "railwire": __version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "a": {"facts": facts(), "doctor": doctor()},
         "b": {"facts": far.ask("facts"), "doctor": far.ask("doctor")},

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from railwire import TransferEngine
 from railwire.bench import buffers
 from railwire.bench.remote import kind_of
 from railwire.cuda import GpuMemory
+from railwire.engine import TransferEngine
 
 PERIOD = 67_108_859  # of the bytes that are sent: a prime, so that no page looks like another of the same place
 _MODULES = ("nvidia", "nvidia_peermem", "nv_peer_mem", "efa", "efa_nv_peermem", "gdrdrv", "mlx5_ib", "ib_core")

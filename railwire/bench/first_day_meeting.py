@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from railwire import Peer, RemoteRegion, Transfer, TransferEngine
 from railwire.bench.first_day_agent import Memory
 from railwire.bench.process import RunnerError
 from railwire.bench.remote import Host, Lines, kind_of
+from railwire.engine import TransferEngine
+from railwire.memory import RemoteRegion
+from railwire.peer import Peer
+from railwire.transfer import Transfer
 
 IMM, BACK = 11, 12
 LIVENESS = 2.0
