@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from railwire import ScatterTarget, TransferEngine
+from railwire.engine import TransferEngine
+from railwire.memory import ScatterTarget
 from railwire.moe.config import MoeConfig
 from railwire.moe.geometry import Geometry
 from railwire.prepared import DESTINATION, IMMEDIATE, LENGTH, SOURCE

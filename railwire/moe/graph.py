@@ -27,8 +27,10 @@ from typing import Any
 import torch
 import triton
 
-from railwire import ScatterTarget, TransferEngine, cuda
+from railwire import cuda
+from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError
+from railwire.memory import ScatterTarget
 from railwire.moe.checks import check_dispatch, check_results
 from railwire.moe.config import MoeConfig
 from railwire.moe.errors import MoeError, RankLostError

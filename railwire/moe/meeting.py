@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
-from railwire import EngineAddress, MemoryRegion, Peer, RemoteRegion, TransferEngine
+from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError, ConnectTimeout, DescriptorError
+from railwire.memory import MemoryRegion, RemoteRegion
 from railwire.moe.config import MoeConfig, check_equal, to_dict
 from railwire.moe.rendezvous import Exchange
+from railwire.peer import EngineAddress, Peer
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
