@@ -5,28 +5,82 @@ from __future__ import annotations
 from typing import Any
 
 
-def compile_all() -> dict[str, str]:
-    """PTX of each kernel."""
+def ptx(kernel: Any, types: dict[str, str], **constants: Any) -> str:
+    """PTX of one kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    # What a launch finds out for itself: torch's memory is 16-byte aligned.
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind[0] == "*"}
+    source = ASTSource(kernel, signature, constants, aligned)
+    options = {"enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+
+
+def compile_graph() -> dict[str, str]:
+    """PTX of the kernels that only the group for CUDA graphs has."""
+    from railwire.moe import MoeConfig
+    from railwire.moe.geometry import MAGIC
+    from railwire.moe.graph_sizes import GraphSizes
+    from railwire.moe.kernels import graph_kernels as k
+
+    sizes = GraphSizes.of(MoeConfig(ranks=64, experts=256, hidden=7168, max_tokens=128, top_k=8, fp8=True))
+    g = sizes.geometry
+    i32, i64 = "i32", "i64"
+    slots = {"bins": "*i32", "slots": "*i32", "starts": "*i32", "places": "*i64"}
+    headers = {"state": "*i64", "counts": "*i32", "status": "*i32"}
+    wait = {"words": i64, "state": "*i64", "behind_by": i32, "status": "*i32", "late": "*i32", "clock": "*i64",
+            "limit": i64, "code": i32}  # fmt: skip
+    return {
+        "begin": ptx(k.begin_kernel, {"state": "*i64"}),
+        "wait_all": ptx(k.wait_all_kernel, wait, OWN=3, COUNT=64, BLOCK=64, ASM=True),
+        "wait_one": ptx(k.wait_all_kernel, wait, OWN=-1, COUNT=1, BLOCK=2, ASM=True),
+        "post": ptx(
+            k.post_kernel, {"rows": "*i32", "firsts": "*i32", "state": "*i64", "status": "*i32", "imms": "*i64",
+                            "table": i64, "word": i64}, OWN=3, RANKS=64, DEPTH=2, STRIDE=sizes.slot, FIRST_BYTES=0,
+            HEADER=g.header, ROW=g.row, BLOCK=64, ASM=True,
+        ),
+        "bins": ptx(
+            k.bins_kernel, {"ids": "*i64", "bins": "*i32", "status": "*i32", "pairs": i32}, EXPERTS=256, BLOCK=256
+        ),
+        "pack_slots": ptx(
+            k.pack_slots_kernel, {"x": "*i32", **slots, "send": "*i32"}, TOP_K=8, PER_RANK=4, WORDS=3584,
+            ROW=3584, HEADER=g.header // 4, AT=0, MOST=sizes.slot_rows, WORD=4, RAW=False, BLOCK=1024,
+        ),
+        "pack_slots_fp8": ptx(
+            k.pack_slots_fp8_kernel, {"x": "*bf16", **slots, "send": "*u8", "send_scales": "*fp32"}, TOP_K=8,
+            PER_RANK=4, HIDDEN=7168, ROW=g.row, HEADER=g.header, SCALE_AT=g.scale_offset, SCALES=56,
+            MOST=sizes.slot_rows, GROUPS=16, RAW=False,
+        ),
+        "slot_header": ptx(
+            k.slot_header_kernel, {**headers, "starts": "*i32", "places": "*i64", "send": "*i32", "sent": "*i32"},
+            BINS=4, FIRST=10, WORDS=g.header // 4, MOST=sizes.slot_rows, MOST_OF_EXPERT=sizes.most_of_expert,
+            MAGIC=MAGIC, RAW=False, BLOCK=16,
+        ),
+        "read_headers": ptx(
+            k.read_headers_kernel, {**headers, "recv": "*i32", "came": "*i32", "segments": "*i32", "late": "*i32"},
+            BINS=4, HERE=4, FIRST=10, STRIDE=sizes.slot // 4, WORDS=g.header // 4, MOST=sizes.slot_rows,
+            MOST_OF_EXPERT=sizes.most_of_expert, MAX_ROWS=1024, MAGIC=MAGIC, RAW=False, BLOCK=16,
+        ),
+        "gather_slots": ptx(
+            k.gather_slots_kernel, {"y": "*i32", "rows": "*i32", "segments": "*i32", "places": "*i64",
+                                    "straight": "*i32", "send": "*i32"}, SLOT_ROWS=sizes.slot_rows, WORDS=3584,
+            ROW=3584, WORD=4, RAW=False, BLOCK=1024,
+        ),
+    }  # fmt: skip
+
+
+def compile_all() -> dict[str, str]:
+    """PTX of the other kernels."""
     from railwire.moe import Geometry, MoeConfig
     from railwire.moe.geometry import MAGIC
     from railwire.moe.kernels import triton_kernels as k
 
     config = MoeConfig(ranks=64, experts=256, hidden=7168, max_tokens=128, top_k=8, fp8=True)
     fp8, plain = Geometry(config), Geometry(MoeConfig(ranks=64, experts=256, hidden=7168, max_tokens=128, top_k=8))
-    target = GPUTarget("cuda", 90, 32)
-
-    def ptx(kernel: Any, types: dict[str, str], **constants: Any) -> str:
-        names = kernel.arg_names
-        signature = {name: types.get(name, "constexpr") for name in names}
-        # What a launch finds out for itself: torch's memory is 16-byte aligned.
-        aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind[0] == "*"}
-        source = ASTSource(kernel, signature, constants, aligned)
-        return triton.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
-
     i32, i64 = "i32", "i64"
     route = {"bins": "*i32", "ranks": "*i32", "histogram": "*i32", "slots": "*i32", "pairs": i32, "number": i32}
     pick = {key: route[key] for key in ("bins", "ranks", "histogram", "pairs", "number")}
@@ -78,7 +132,7 @@ def compile_all() -> dict[str, str]:
 if __name__ == "__main__":
     import sys
 
-    for name, text in compile_all().items():
+    for name, text in {**compile_all(), **compile_graph()}.items():
         print("=" * 20, name)
         lines = [line.strip() for line in text.splitlines()]
         keep = [

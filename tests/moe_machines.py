@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from railwire.moe import MaskedOutError, MoeConfig
-from railwire.moe import protocol as p
+from railwire.moe import actions as p
+from railwire.moe.actions import Phase, Wait
 from railwire.moe.geometry import Geometry, Header
-from railwire.moe.protocol import Machine, Phase, Wait
+from railwire.moe.protocol import Machine
 from railwire.moe.rows import OutputRows
 
 

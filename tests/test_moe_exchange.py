@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from moe_bed import Load, Ranks, ThreadExchange, check_round, expected_output, run_experts, same
-from processes import Children, State
 
 from railwire import ConfigurationError, TransferEngine
-from railwire.moe import ExpertGroup, MoeConfig, PhaseError, StoreExchange
+from railwire.moe import ExpertGroup, MoeConfig, PhaseError
 from railwire.testing import SimulatedFabric
 
 
@@ -44,42 +42,6 @@ def test_bitwise_on_a_network_that_reorders(layout: str, dtype: str, fp8: bool, 
         print(config)
         with Ranks(config, lambda rank: [fabric.nic(f"r{rank}")]) as ranks:
             rounds(config, ranks, rng, 40)
-
-
-def join(state: State, config: MoeConfig, rank: int, nic: str, store: str) -> None:
-    """In a child: becomes a rank."""
-    state.engine = TransferEngine(nics=[nic])
-    exchange = StoreExchange(torch.distributed.FileStore(store, config.ranks), rank, config.ranks)
-    state.group = ExpertGroup(state.engine, config, rank, exchange)
-
-
-def play(state: State, seed: int, number: int) -> int:
-    """In a child: so many rounds. Returns how many second rounds it has granted."""
-    group = state.group
-    rng = np.random.default_rng(seed)
-    for _ in range(number):
-        check_round(group.config, Load(group.config, rng), group.rank, group)
-    return group.stats["second_rounds"]
-
-
-def leave(state: State) -> None:
-    state.group.close()
-    state.engine.close()
-
-
-def test_bitwise_between_processes(nic: str, children: Children, seed: int, tmp_path: Path) -> None:
-    base = MoeConfig(ranks=3, experts=10, hidden=64, max_tokens=16, top_k=3, slot_rows=4, overflow_rows=8)
-    ranks = [children.spawn(f"rank{rank}") for rank in range(base.ranks)]
-
-    def each(function: Any, *args: Any) -> list[Any]:
-        for number, child in enumerate(ranks):
-            child.begin(function, *(arg(number) if callable(arg) else arg for arg in args))
-        return [child.answer() for child in ranks]
-
-    for layout in ("grouped", "standard"):
-        each(join, dataclasses.replace(base, layout=layout), lambda rank: rank, nic, str(tmp_path / layout))
-        assert sum(each(play, seed, 80)) > 0
-        each(leave)
 
 
 def test_thousands_of_routings(rng: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,12 +38,22 @@ def simulated(**options: Any) -> Iterator[tuple[SimulatedFabric, Ranks]]:
         yield fabric, ranks
 
 
-@pytest.mark.parametrize("step", ["dispatch_send", "dispatch_receive", "combine_send", "combine_receive"])
-def test_a_late_rank_is_masked_and_comes_back(step: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        ("dispatch_send", "random"),
+        ("dispatch_receive", "random"),
+        ("dispatch_receive", "one"),  # in the overflow round: all rows are for one rank, slots and overflow are small
+        ("dispatch_receive", "hot"),
+        ("combine_send", "random"),
+        ("combine_receive", "random"),
+    ],
+)
+def test_a_late_rank_is_masked_and_comes_back(step: str, kind: str, rng: np.random.Generator) -> None:
     """It stops calling before each step in turn. The others are rid of it after the time-out, also in memory."""
     timeout = patient(0.15)
     with simulated(timeout=timeout, shrink=True) as (_, ranks):
-        loads = [Load(CONFIG, rng, "random") for _ in range(6)]
+        loads = [Load(CONFIG, rng, kind if i == 1 else "random") for i in range(6)]
 
         def work(rank: int, group: ExpertGroup) -> float:
             round_without(CONFIG, loads[0], rank, group, frozenset())
@@ -97,6 +108,58 @@ def test_a_late_rank_is_masked_and_comes_back(step: str, rng: np.random.Generato
             return group.generation
 
         assert len(set(ranks.each(again))) == 1
+
+
+def test_two_ranks_one_after_the_other_while_slots_change(rng: np.random.Generator) -> None:
+    """Slots follow the load. A rank stops in a dispatch, a second one in a combine; three agree, and take both back."""
+    config = MoeConfig(ranks=5, experts=10, hidden=16, max_tokens=24, top_k=3, dtype="float32", overflow_rows=8)
+    timeout = patient(0.15)
+    fabric = SimulatedFabric(seed=2, reorder=True, max_delay_us=50)
+    with fabric, Ranks(config, lambda rank: [fabric.nic(f"r{rank}")], timeout=timeout, shrink=True) as ranks:
+        kinds = ["few", "few", "one", "hot", "random", "few", "one", "random", "random"]
+        loads = [Load(config, rng, kind) for kind in kinds]
+        stops = {4: (2, "dispatch"), 3: (5, "combine")}  # rank: (generation, from 0; in which half)
+        final = frozenset(stops)
+
+        def work(rank: int, group: ExpertGroup) -> tuple[frozenset[int], float, set[int]]:
+            slowest, sizes = 0.0, set()
+            for turn, load in enumerate(loads[:8]):
+                began = time.monotonic()
+                if rank in stops and turn == stops[rank][0]:
+                    group.dispatch_send(load.x[rank], load.ids[rank], load.weights[rank])
+                    if stops[rank][1] == "combine":
+                        group.dispatch_receive()
+                    return group.masked, 0.0, sizes
+                got = group.dispatch(load.x[rank], load.ids[rank], load.weights[rank])
+                out = group.combine(run_experts(config, rank, got))
+                slowest = max(slowest, time.monotonic() - began)
+                sizes.add(group._machine.slot_rows)
+                masks = [frozenset(), frozenset({4}), final]
+                assert any(same(out, expected_output(config, load, rank, gone)) for gone in masks), (turn, load.kind)
+            assert same(out, expected_output(config, load, rank, final))
+            return group.masked, slowest, sizes
+
+        done = ranks.each(work)
+        assert [masked for masked, _, _ in done[:3]] == [final] * 3
+        assert max(slowest for _, slowest, _ in done) < timeout * 3 + patient(2)
+        assert all(len(sizes) > 1 for _, _, sizes in done[:3])
+        for rank, (turn, half) in stops.items():
+
+            def goes_on(group: ExpertGroup, load: Load, half: str) -> None:
+                got = group.dispatch_receive() if half == "dispatch" else group.last
+                group.combine(run_experts(config, group.rank, got))
+                group.dispatch(load.x[group.rank], load.ids[group.rank], load.weights[group.rank])
+
+            with pytest.raises(MaskedOutError, match=f"rank {rank}"):
+                goes_on(ranks.groups[rank], loads[turn], half)
+        exchange = ThreadExchange(5)
+
+        def again(rank: int, group: ExpertGroup) -> frozenset[int]:
+            group.reform(exchange.of(rank))
+            round_without(config, loads[8], rank, group, frozenset())
+            return group.masked
+
+        assert ranks.each(again) == [frozenset()] * 5
 
 
 def test_without_shrink_the_rank_is_named(rng: np.random.Generator) -> None:
@@ -190,6 +253,19 @@ def play(state: State, seed: int, number: int, gone: list[int]) -> tuple[float, 
     return took, sorted(group.masked)
 
 
+def hurry(state: State, timeout: float) -> None:
+    """A shorter time-out from now on."""
+    state.group.timeout = timeout
+
+
+def is_out(state: State, seed: int) -> bool:
+    try:
+        play(state, seed, 1, [])
+    except MaskedOutError:
+        return True
+    return False
+
+
 def leave(state: State) -> None:
     state.group.close()
     state.engine.close()
@@ -223,4 +299,19 @@ def test_a_killed_process_is_replaced(children: Children, seed: int, tmp_path: P
     for rank in (0, 2, 1):
         ranks[rank].answer(60)
     assert [masked for _, masked in each([0, 1, 2], play, lambda rank: (seed + 2, 5, []))] == [[], [], []]
+    # One that is stopped looks alive to its connection: it is late.
+    each([0, 1, 2], hurry, lambda rank: (patient(0.3),))
+    ranks[1].stop()
+    took = []
+    for seconds, masked in each([0, 2], play, lambda rank: (seed + 3, 3, [1])):
+        assert masked == [1]
+        took.append(seconds)
+    assert max(took) < patient(2)
+    ranks[1].signal(signal.SIGCONT)
+    assert ranks[1].call(is_out, seed + 3)
+    for rank in (0, 2, 1):
+        ranks[rank].begin(reform, rank, str(tmp_path / "c"))
+    for rank in (0, 2, 1):
+        ranks[rank].answer(60)
+    assert [masked for _, masked in each([0, 1, 2], play, lambda rank: (seed + 4, 3, []))] == [[], [], []]
     each([0, 1, 2], leave, lambda rank: ())

@@ -9,9 +9,10 @@ import pytest
 from moe_machines import World
 
 from railwire.moe import MoeConfig, PhaseError
+from railwire.moe.actions import Fence, Phase, Plan
 from railwire.moe.geometry import Geometry, Header, HeaderError
 from railwire.moe.membership import agree
-from railwire.moe.protocol import Fence, Machine, Phase, Plan
+from railwire.moe.protocol import Machine
 from railwire.moe.tuning import SlotTuner
 
 

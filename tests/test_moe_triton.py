@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from moe_compile import compile_all
+from moe_compile import compile_all, compile_graph
 from processes import Child, State
 
 # Not imported here: the child must say how it is to run before it is.
@@ -70,3 +70,15 @@ def test_compiled_for_sm_90() -> None:
     assert ptx["flag"].index("bar.sync") < release < ptx["flag"].index("st.release.sys.global.b64")
     assert re.search(r"ld\.(global\.)?sys\.acquire|ld\.acquire\.sys", ptx["wait"]) and "%globaltimer" in ptx["wait"]
     assert ".nc" not in ptx["unpack"]  # what the NIC has written meanwhile must not come from the read-only cache
+
+
+def test_the_graph_kernels_compiled_for_sm_90() -> None:
+    ptx = compile_graph()
+    for name in ("pack_slots", "pack_slots_fp8", "gather_slots"):
+        assert re.search(r"ld\.global\.v4\.b32", ptx[name]) and re.search(r"st\.global\.v4\.b32", ptx[name]), name
+    assert "fma.rn" not in ptx["pack_slots_fp8"] and "div.rn.f32" in ptx["pack_slots_fp8"]
+    release = ptx["post"].index("fence.acq_rel.sys")  # behind the table's rows
+    assert ptx["post"].rindex("st.global") < release < ptx["post"].index("st.release.sys.global.b64")
+    for name in ("wait_all", "wait_one"):
+        assert "ld.acquire.sys.global.b64" in ptx[name] and "%globaltimer" in ptx[name]
+    assert ".nc" not in ptx["read_headers"]

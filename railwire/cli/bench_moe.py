@@ -19,9 +19,13 @@ def moe(
     rounds: int = typer.Option(30, "--rounds", min=3, help="Measured rounds, the contenders in turns."),
     seed: int = typer.Option(1, "--seed", help="Of tokens and routes."),
     nic: list[str] = _NICS,
+    proxy: bool = typer.Option(False, "--proxy", help="Instead: from a word to the last posted write, on a null NIC."),
 ) -> None:
     """Times dispatch and combine between processes of this host: of each round the slowest rank, of all rounds the
     median. Both contenders move the same rows; what they deliver is compared."""
+    if proxy:
+        _proxy(Console())
+        return
     from railwire.bench.moe_bench import BenchFailed, run
 
     if against not in ("", "all_to_all"):
@@ -49,3 +53,16 @@ def moe(
         console.print(f"railwire is {theirs / ours:.2f} x as fast; rows equal: {measured.equal}", highlight=False)
         if not measured.equal:
             raise typer.Exit(1)
+
+
+def _proxy(console: Console) -> None:
+    from railwire.bench.moe_proxy import measure
+
+    table = Table(title="Host proxy of a dispatch: T = 128, H = 7168, top-8, fp8; simulated NIC that completes at once")
+    for column in ("ranks", "least, us", "p50, us", "p99, us", "completed, p50, us"):
+        table.add_column(column, justify="right")
+    for ranks in (8, 16, 32, 64):
+        times = measure(ranks)
+        row = (times.least, times.p50, times.p99, times.ended)
+        table.add_row(str(ranks), *(f"{value:.2f}" for value in row))
+    console.print(table)

@@ -57,6 +57,12 @@ class Config:
     num_max_rdma_chunked_send_tokens: int = 6
     num_max_rdma_chunked_recv_tokens: int = 256
 
+    def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
+        """0: memory follows from the shapes."""
+        return 0
+
+    get_rdma_buffer_size_hint = get_nvl_buffer_size_hint
+
 
 @dataclass
 class Handle:
@@ -82,7 +88,7 @@ class Buffer:
     Args:
         group: torch ProcessGroup of the expert-parallel ranks.
         num_nvl_bytes, num_rdma_bytes, low_latency_mode, num_qps_per_rank, allow_nvlink_for_low_latency_mode,
-        allow_mnnvl, explicitly_destroy: accepted; memory follows from the shapes.
+        allow_mnnvl, use_fabric, explicitly_destroy: accepted; memory follows from the shapes.
         enable_shrink: go on without ranks that are missing.
         engine: None: one of its own on all NICs.
         max_tokens: most tokens of a rank in one ``dispatch()``.
@@ -95,7 +101,8 @@ class Buffer:
         self, group: Any, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0, low_latency_mode: bool = False,
         num_qps_per_rank: int = 24, allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
         explicitly_destroy: bool = False, enable_shrink: bool = False, comm: Any = None, *,
-        engine: TransferEngine | None = None, max_tokens: int = 4096, timeout: float = 60.0, device: str = "cpu",
+        use_fabric: bool = False, engine: TransferEngine | None = None, max_tokens: int = 4096, timeout: float = 60.0,
+        device: str = "cpu",
     ) -> None:  # fmt: skip
         if group is None or comm is not None:
             raise NotImplementedError("Buffer takes a torch ProcessGroup, not an mpi4py communicator")

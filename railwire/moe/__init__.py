@@ -1,9 +1,11 @@
 """Mixture-of-experts dispatch and combine between the ranks of an expert-parallel group.
 
 config, geometry, rows    what is where
-protocol, membership, tuning    pure machines: what happens next
+protocol, actions, lending, membership, tuning    pure machines: what happens next
 kernels/                  packing, unpacking, reducing: torch and triton
-wires, group              the shells: an engine's memory and immediates; :class:`ExpertGroup`
+meeting, wires            an engine's memory, connections and immediates
+carrying, waiting, fencing, group    the shell: :class:`ExpertGroup`
+graph                     the same without a host in it, for CUDA graphs: :class:`~railwire.moe.graph.GraphGroup`
 nodes                     one copy per (token, node): two groups, across nodes and within
 reference                 the same in one process, plainly: what everything is compared with
 """

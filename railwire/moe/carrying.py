@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from railwire.moe import protocol as p
+from railwire.moe import actions as p
+from railwire.moe.actions import Wait
 from railwire.moe.errors import PhaseError
 from railwire.moe.geometry import Array, Geometry
 from railwire.moe.kernels import KernelBackend, Routing
-from railwire.moe.protocol import Machine, Wait
+from railwire.moe.protocol import Machine
 from railwire.moe.rows import OutputRows
 from railwire.moe.wires import Piece, Wires
 

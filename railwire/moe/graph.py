@@ -34,7 +34,8 @@ from railwire.memory import ScatterTarget
 from railwire.moe.checks import check_dispatch, check_results
 from railwire.moe.config import MoeConfig
 from railwire.moe.errors import MoeError, RankLostError
-from railwire.moe.geometry import MAGIC, Geometry, round_up
+from railwire.moe.geometry import MAGIC
+from railwire.moe.graph_sizes import GraphSizes
 from railwire.moe.kernels import graph_kernels as gk
 from railwire.moe.kernels.triton_backend import _WORDS, INTERPRETED, TritonBackend, block_of
 from railwire.moe.meeting import Remote, meet
@@ -48,57 +49,6 @@ _WHAT = {
     gk.LATE: "did not send in time, or is lost",
     gk.BAD_HEADER: "has sent what no honest rank sends",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSizes:
-    """Where everything lies. Sizes in bytes unless they say rows."""
-
-    geometry: Geometry
-    slot_rows: int
-    most_of_expert: int
-
-    @classmethod
-    def of(cls, config: MoeConfig) -> GraphSizes:
-        """Raises ConfigurationError for the layout ``standard``."""
-        if config.layout == "standard":
-            raise ConfigurationError("a group for CUDA graphs has the layout grouped or batched, not standard")
-        most = config.max_tokens * min(config.top_k, config.local_experts)
-        rows = min(config.slot_rows or most, config.max_rows)
-        return cls(Geometry(config), rows, config.max_tokens if config.layout == "batched" else rows)
-
-    @property
-    def slot(self) -> int:
-        """One dispatch slot: a header and its rows."""
-        return self.geometry.header + self.slot_rows * self.geometry.row
-
-    @property
-    def dispatch(self) -> int:
-        """The dispatch send region, and the receive region."""
-        return self.geometry.config.ranks * self.slot
-
-    @property
-    def result_slot(self) -> int:
-        """One slot of the combine send region."""
-        return self.slot_rows * self.geometry.combine_row
-
-    @property
-    def combine_send(self) -> int:
-        return self.geometry.config.ranks * self.result_slot
-
-    @property
-    def registered(self) -> int:
-        """All registered memory of a rank."""
-        return 2 * self.dispatch + self.combine_send + self.geometry.combine_region
-
-    @property
-    def output_rows(self) -> int:
-        """Rows of the output, whatever comes."""
-        c = self.geometry.config
-        if c.layout == "batched":
-            return c.local_experts * c.ranks * c.max_tokens
-        most = c.ranks * self.slot_rows + c.local_experts * (c.expert_alignment - 1)
-        return round_up(most, c.expert_alignment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +158,7 @@ class GraphGroup:
         places[own] = self._recv.data_ptr() + own * s.slot - self._send.data_ptr()
         result_places = [rank * s.result_slot for rank in range(ranks)]
         result_places[own] = self._returned.data_ptr() - self._results.data_ptr()
+        places, result_places = ([at // 16 for at in all_] for all_ in (places, result_places))  # all are multiples
         self._places = torch.tensor(places, dtype=torch.int64, device=self._device)
         self._result_places = torch.tensor(result_places, dtype=torch.int64, device=self._device)
         x, scales, _, _ = self._backend.outputs(s.output_rows)

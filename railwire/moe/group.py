@@ -10,7 +10,8 @@ import torch
 
 from railwire.engine import TransferEngine
 from railwire.errors import ConfigurationError, RailwireError
-from railwire.moe import protocol as p
+from railwire.moe import actions as p
+from railwire.moe.actions import Phase, Wait
 from railwire.moe.carrying import Carrier, Dispatched
 from railwire.moe.checks import check_dispatch, check_results
 from railwire.moe.config import MoeConfig
@@ -18,7 +19,7 @@ from railwire.moe.errors import MaskedOutError, MoeError, PhaseError, RankLostEr
 from railwire.moe.fencing import Fencing
 from railwire.moe.geometry import GRANT_MAGIC, Geometry, HeaderError
 from railwire.moe.kernels import make_backend
-from railwire.moe.protocol import Machine, Phase, Wait
+from railwire.moe.protocol import Machine
 from railwire.moe.rendezvous import Exchange
 from railwire.moe.waiting import Waiting
 from railwire.moe.wires import Sent, Wires, host_bytes
@@ -64,7 +65,6 @@ class ExpertGroup:
         self.config = config
         self.rank = rank
         self.geometry = Geometry(config)
-        self.timeout = timeout
         self.shrink = shrink
         self.reasons: dict[int, str] = {}
         """Why each masked rank is."""
@@ -205,6 +205,17 @@ class ExpertGroup:
         if self._carrier.result is None:
             raise PhaseError("nothing has been dispatched yet")
         return self._carrier.result
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that this rank waits for a rank that gives no sign; may be changed between calls."""
+        return self._waiting.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        if not 0.001 <= seconds <= 3600:
+            raise ConfigurationError(f"timeout is between 0.001 and 3600 seconds, not {seconds}")
+        self._waiting.timeout = seconds
 
     @property
     def masked(self) -> frozenset[int]:

@@ -21,123 +21,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 import numpy as np
 
+from railwire.moe.actions import (
+    Action,
+    Blank,
+    Fence,
+    Phase,
+    Plan,
+    SendCombined,
+    SendGrant,
+    SendOverflow,
+    SendSlot,
+    TakeOverflow,
+    TakeSlot,
+    Wait,
+)  # fmt: skip
 from railwire.moe.errors import MaskedOutError, PhaseError
 from railwire.moe.geometry import Array, Geometry, Header
+from railwire.moe.lending import Loan, Room
 from railwire.moe.membership import agree
 from railwire.moe.tuning import SlotTuner
-
-
-class Phase(Enum):
-    """Of one rank."""
-
-    IDLE = "idle"
-    DISPATCH = "dispatch"
-    EXPERTS = "experts"  # dispatch has ended, combine has not begun
-    COMBINE = "combine"
-    OUT = "out"  # masked by the others, or closed
-
-
-class Wait(Enum):
-    """What an immediate from a peer says; with the generation it makes the counter."""
-
-    HEADER = 0
-    GRANT = 1
-    OVERFLOW = 2
-    COMBINED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class SendSlot:
-    """Write header and ``rows`` rows, the first of the segment, to our slot at ``rank`` (slots of ``slot_rows``)."""
-
-    rank: int
-    rows: int
-    slot_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendGrant:
-    """Lend ``rows`` overflow rows from ``offset`` on to ``rank``."""
-
-    rank: int
-    offset: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendOverflow:
-    """Write ``rows`` rows of the segment of ``rank``, from ``first`` on, to its overflow rows from ``offset`` on."""
-
-    rank: int
-    first: int
-    rows: int
-    offset: int
-    slot_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendCombined:
-    """Write the results of ``rows`` rows to ``rank``, to its combine rows from ``segment`` on."""
-
-    rank: int
-    rows: int
-    segment: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All headers are here: ``counts[source, bin]`` rows come in this generation."""
-
-    counts: Array
-
-
-@dataclass(frozen=True, slots=True)
-class TakeSlot:
-    """Unpack the ``rows`` rows in the slot of ``rank``; of this rank itself: out of the send region."""
-
-    rank: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class TakeOverflow:
-    """Unpack ``rows`` overflow rows from ``offset`` on: rows ``first`` and following of ``rank``."""
-
-    rank: int
-    first: int
-    rows: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Blank:
-    """Rows ``first`` and following of ``rank`` will not come: zero them."""
-
-    rank: int
-    first: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Tell ``rank`` that it is out, cut it off, and call ``fenced(rank)`` when it can no longer write here."""
-
-    rank: int
-    reason: str
-
-
-Action = SendSlot | SendGrant | SendOverflow | SendCombined | Plan | TakeSlot | TakeOverflow | Blank | Fence
-
-
-@dataclass(slots=True)
-class _Loan:
-    offset: int
-    rows: int
 
 
 @dataclass(slots=True)
@@ -146,37 +52,7 @@ class _Source:
 
     header: Header
     taken: int = 0
-    loan: _Loan | None = None
-
-
-@dataclass(slots=True)
-class _Room:
-    """Overflow rows: free pieces, sorted by offset."""
-
-    free: list[_Loan] = field(default_factory=list)
-
-    def lend(self, most: int) -> _Loan | None:
-        """The largest free piece, or part of it."""
-        if not self.free:
-            return None
-        piece = max(self.free, key=lambda loan: loan.rows)
-        loan = _Loan(piece.offset, min(piece.rows, most))
-        piece.offset += loan.rows
-        piece.rows -= loan.rows
-        if not piece.rows:
-            self.free.remove(piece)
-        return loan
-
-    def give_back(self, loan: _Loan) -> None:
-        self.free.append(_Loan(loan.offset, loan.rows))
-        self.free.sort(key=lambda piece: piece.offset)
-        merged: list[_Loan] = []
-        for piece in self.free:
-            if merged and merged[-1].offset + merged[-1].rows == piece.offset:
-                merged[-1].rows += piece.rows
-            else:
-                merged.append(piece)
-        self.free = merged
+    loan: Loan | None = None
 
 
 class Machine:
@@ -211,7 +87,7 @@ class Machine:
         self._own_counts: Array = np.zeros(0, np.int64)
         self._headers: dict[int, Header] = {}
         self._sources: dict[int, _Source] = {}
-        self._room = _Room()
+        self._room = Room()
         self._queue: deque[int] = deque()
         self.overflowed = 0
         """Sources that needed a second round, over all generations."""
@@ -250,7 +126,7 @@ class Machine:
         self._sources.clear()
         self._queue.clear()
         self._sent_so_far.clear()
-        self._room = _Room([_Loan(0, self.geometry.overflow_capacity(self.slot_rows))])
+        self._room = Room([Loan(0, self.geometry.overflow_capacity(self.slot_rows))])
         actions: list[Action] = []
         for rank in self.peers:
             rows = min(sent[rank], self._slot_rows_at[rank])

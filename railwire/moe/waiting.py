@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from railwire.errors import RailwireError
-from railwire.moe.protocol import Wait
+from railwire.moe.actions import Wait
 from railwire.moe.wires import Wires
 from railwire.transfer import Expectation
 
@@ -18,11 +18,11 @@ Key = tuple[Wait, int]
 
 
 class Waiting:
-    """Args: ``timeout``: seconds that a rank may give no sign."""
+    """Attributes: ``timeout``: seconds that a rank may give no sign."""
 
     def __init__(self, wires: Wires, timeout: float) -> None:
         self._wires = wires
-        self._timeout = timeout
+        self.timeout = timeout
         self._pending: dict[Key, tuple[Expectation, float, int]] = {}
         self._excuses: dict[Key, int] = {}
 
@@ -33,7 +33,7 @@ class Waiting:
         """One expectation for everything that is awaited, and none for what no longer is."""
         for key in [key for key in self._pending if key not in awaiting]:
             self._pending.pop(key)[0].cancel()
-        end = time.monotonic() + self._timeout
+        end = time.monotonic() + self.timeout
         for key in awaiting - self._pending.keys():
             wait, rank = key
             self._pending[key] = (self._wires.expect(wait, rank, generation), end, self._wires.beats(rank))
@@ -60,17 +60,17 @@ class Waiting:
             excuses = self._excuses.get(key, 0)
             if seen != beats and excuses < _MOST_EXCUSES:
                 self._excuses[key] = excuses + 1
-                self._pending[key] = (expectation, now + self._timeout / 2, seen)
+                self._pending[key] = (expectation, now + self.timeout / 2, seen)
                 continue
             what = _WHAT.get(wait, "its second round")
-            yield rank, f"{what} did not come within {self._timeout * 1e3:.0f} ms"
+            yield rank, f"{what} did not come within {self.timeout * 1e3:.0f} ms"
 
     def pause(self, now: float, others: bool) -> None:
         """Waits for one of them, not for long. ``others``: there is more to look at."""
         keys = list(self._pending)
         left = min(end for _, end, _ in self._pending.values()) - now
         alone = len({wait for wait, _ in keys}) == 1 and keys[0][0] in (Wait.HEADER, Wait.COMBINED)
-        limit = min(max(left, 0.0001), self._timeout / 4)
+        limit = min(max(left, 0.0001), self.timeout / 4)
         if not alone or others:
             limit = min(limit, SLICE)
         try:

@@ -16,6 +16,7 @@ import numpy as np
 from railwire.engine import TransferEngine
 from railwire.errors import FenceError, RailwireError
 from railwire.memory import MemoryRegion, ScatterTarget
+from railwire.moe.actions import Wait
 from railwire.moe.geometry import (
     GRANT_BYTES,
     GRANT_MAGIC,
@@ -25,7 +26,6 @@ from railwire.moe.geometry import (
     encode_grant,
 )
 from railwire.moe.meeting import Remote, meet
-from railwire.moe.protocol import Wait
 from railwire.moe.rendezvous import Exchange
 from railwire.prepared import DESTINATION, IMMEDIATE, LENGTH, NO_IMMEDIATE, SOURCE, Prepared
 from railwire.transfer import Expectation, Fence, Transfer

@@ -5,6 +5,8 @@ Nothing that changes from layer to layer is an argument: the generation, what ca
 the device, so that a captured graph may be replayed. ``status`` is one word of bits that only grow; once it is not 0
 nothing is posted, planned or waited for any more, so a stream never hangs.
 
+Places are counted in units of 16 bytes, so that the compiler stores 16 bytes at a time.
+
 Memory that other processes write is passed as an address with ``RAW`` (Triton's interpreter writes whole tensors back
 after a call), and as a pointer on a GPU.
 """
@@ -142,8 +144,8 @@ def pack_slots_kernel(
     ROW: tl.constexpr, HEADER: tl.constexpr, AT: tl.constexpr, MOST: tl.constexpr, WORD: tl.constexpr,
     RAW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copies one block of one token to the row of each of its pairs. The slot of a rank begins ``places[rank]`` bytes
-    from ``send``, wherever that is; sizes in words of ``WORD`` bytes. ``AT``: words into the row."""
+    """Copies one block of one token to the row of each of its pairs. The slot of a rank begins ``places[rank]`` times
+    16 bytes from ``send``, wherever that is; sizes in words of ``WORD`` bytes. ``AT``: words into the row."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < WORDS
@@ -155,7 +157,7 @@ def pack_slots_kernel(
             rank = tl.load(bins + token * TOP_K + j) // PER_RANK
             row = (slot - tl.load(starts + rank * PER_RANK)).to(tl.int64)
             if row < MOST:
-                begin = tl.load(places + rank) // WORD + HEADER + row * ROW + AT
+                begin = tl.load(places + rank) * (16 // WORD) + HEADER + row * ROW + AT
                 tl.store(into + begin + at, value, mask=inside)
 
 
@@ -186,7 +188,7 @@ def pack_slots_fp8_kernel(
             rank = tl.load(bins + token * TOP_K + j) // PER_RANK
             row = (slot - tl.load(starts + rank * PER_RANK)).to(tl.int64)
             if row < MOST:
-                begin = tl.load(places + rank) + HEADER + row * ROW
+                begin = tl.load(places + rank) * 16 + HEADER + row * ROW
                 tl.store(into + begin + at, scaled, mask=inside)
                 tl.store(into_scales + (begin + SCALE_AT) // 4 + group, scale, mask=group < SCALES)
 
@@ -213,7 +215,7 @@ def slot_header_kernel(
     value = tl.where(at == 3, rows, value)
     value = tl.where(at == 4, tl.load(starts + rank * BINS), value)
     into = _as_words(send, 4, RAW)
-    tl.store(into + tl.load(places + rank) // 4 + at, value, mask=at < WORDS)
+    tl.store(into + tl.load(places + rank) * 4 + at, value, mask=at < WORDS)
     tl.store(sent + rank, rows)
 
 
@@ -258,8 +260,8 @@ def gather_slots_kernel(
     y, rows, segments, places, straight, send, SLOT_ROWS: tl.constexpr, WORDS: tl.constexpr, ROW: tl.constexpr,
     WORD: tl.constexpr, RAW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copies one block of the result of row i of source g to row i of its slot, ``places[g]`` bytes from ``send``; with
-    ``straight[g]`` that is the combine region of g itself, and its segment begins there where it says."""
+    """Copies one block of the result of row i of source g to row i of its slot, ``16 * places[g]`` bytes from ``send``;
+    with ``straight[g]`` that is the combine region of g itself, and its segment begins there where it says."""
     number = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + number).to(tl.int64)
     if row >= 0:
@@ -267,7 +269,8 @@ def gather_slots_kernel(
         index = number % SLOT_ROWS
         if tl.load(straight + source) != 0:
             index += tl.load(segments + source).to(tl.int64)
-        into = _as_words(send, WORD, RAW) + tl.load(places + source) // WORD + index * ROW
+        begin = tl.load(places + source) * (16 // WORD) + index * ROW
+        into = _as_words(send, WORD, RAW) + begin
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = at < WORDS
         tl.store(into + at, tl.load(y + row * WORDS + at, mask=inside), mask=inside)
