@@ -6,7 +6,7 @@ STAMP := $(VENV)/.railwire-ready
 WHEEL_LIBFABRIC := $(abspath $(VENV))/lib/mpich/libfabric.so.1
 NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml scripts/setup.sh
 
-.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-libfabric test-rxe test-gpu test-first-day build-native lint check-kernels kernels format sanitize bench bench-vllm bench-vllm-faults clean
+.PHONY: setup demo test test-slow test-faults soak test-vllm test-native test-libfabric test-rxe test-gpu test-first-day build-native lint check-kernels kernels format sanitize wheel bench bench-vllm bench-vllm-faults clean
 
 setup: $(STAMP)
 
@@ -95,6 +95,10 @@ format: setup
 # The native tests, and the Python tests on the simulated NIC, under ASan+UBSan and TSan.
 sanitize: setup
 	scripts/sanitize.sh
+
+# manylinux_2_28 wheels for CPython 3.10 to 3.14 in dist/, each installed into a bare environment and tried.
+wheel: setup
+	scripts/build-wheels.sh
 
 bench: setup
 	$(BIN)/railwire bench p2p
