@@ -49,8 +49,9 @@ build() { # build PYTHON TAG
   [ -x "$env/bin/python" ] || "$1" -m venv "$env"
   "$env/bin/python" -m pip --quiet --disable-pip-version-check install 'scikit-build-core>=0.11' 'nanobind>=2.9' 'cmake>=3.24' ninja
   rm -rf "$work/raw-$2"
+  # nanobind uses stderr, and on the stable ABI Python.h does not bring it.
   local defines=(CMAKE_AR="$work/ar" CMAKE_RANLIB="$work/ranlib" CMAKE_CXX_COMPILER_AR="$work/ar" CMAKE_CXX_COMPILER_RANLIB="$work/ranlib"
-    LIBFABRIC_INCLUDE="$work/include" VERBS_INCLUDE="$work/include")
+    CMAKE_CXX_FLAGS='-include cstdio' LIBFABRIC_INCLUDE="$work/include" VERBS_INCLUDE="$work/include")
   PATH=$env/bin:$PATH CXX=$work/c++ "$env/bin/python" -m pip --quiet --disable-pip-version-check wheel --no-build-isolation --no-deps \
     -C build-dir="$work/cmake-$2" "${defines[@]/#/-Ccmake.define.}" -w "$work/raw-$2" .
   "$tools/bin/auditwheel" --quiet repair --plat "$platform" -w dist "$work/raw-$2"/*.whl 2>/dev/null ||
@@ -77,7 +78,10 @@ for python in "${pythons[@]}"; do
     *)
       tag_of=$tag
       tag=cp312
-      if [ -z "$stable" ] && [ "$version" = 3.12 ]; then build "$python" cp312 && stable=yes; fi
+      if [ -z "$stable" ] && [ "$version" = 3.12 ]; then
+        build "$python" cp312
+        stable=yes
+      fi
       [ -n "$stable" ] || {
         echo "build-wheels: the stable ABI is built with CPython 3.12, which is not here; $version is left out" >&2
         continue
