@@ -8,12 +8,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import kv_bed
 import numpy as np
 import pytest
 from beds import EMULATED, patient, verbs_nic
 from processes import Child, Children
 
 from railwire import TransferEngine
+from railwire.testing import SimulatedFabric
 
 NICS = {"tcp": "tcp://127.0.0.1", "shm": "shm"}
 if EMULATED:
@@ -100,6 +102,20 @@ def open_engine() -> Iterator[Callable[..., TransferEngine]]:
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def fabric() -> Iterator[SimulatedFabric]:
+    """One that delivers in any order."""
+    with SimulatedFabric(reorder=True, max_delay_us=100) as fabric:
+        yield fabric
+
+
+@pytest.fixture
+def make_pair(fabric: SimulatedFabric) -> Iterator[kv_bed.Make]:
+    """Makes pairs of a prefill and a decode instance."""
+    with kv_bed.pairs(fabric) as make:
+        yield make
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from railwire import MemoryRegion, TransferEngine
-from railwire.kvcache import InstanceLayout, Push, Receiver, Sender, Ticket
+from railwire.kvcache import InstanceLayout, Push, Receiver, Sender, Ticket, paged_instance
 from railwire.kvcache.geometry.checksum import destination_sums
+from railwire.kvcache.protocol import messages
 from railwire.testing import SimulatedFabric
 
 UNTOUCHED = 0xEE
+LAYERS = 4
+
+
+def shape(tp: int = 1, pp: int = 1, block_tokens: int = 4, num_blocks: int = 24, **options: Any) -> InstanceLayout:
+    stages = np.array_split(np.arange(LAYERS), pp)
+    defaults: dict[str, Any] = {"model": "m", "kv_heads": 4, "head_bytes": 32}
+    return paged_instance(
+        stages=[[int(layer) for layer in stage] for stage in stages],
+        tp_size=tp,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        **{**defaults, **options},
+    )
 
 
 class Instance:
@@ -159,3 +174,68 @@ def settle(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
     return condition()
+
+
+Make = Callable[..., tuple[Prefiller, Decoder]]
+
+
+@contextlib.contextmanager
+def pairs(fabric: SimulatedFabric) -> Iterator[Make]:
+    """Makes pairs of instances, and closes them."""
+    made: list[Prefiller | Decoder] = []
+
+    def build(
+        source: InstanceLayout | None = None, destination: InstanceLayout | None = None, links: int = 1, **options: Any
+    ) -> tuple[Prefiller, Decoder]:
+        source, destination = source or shape(), destination or shape()
+        prefiller = Prefiller(source, sim_nics(fabric, f"p{len(made)}", len(source.ranks), links))
+        decoder = Decoder(destination, sim_nics(fabric, f"d{len(made)}", len(destination.ranks), links), **options)
+        made.extend([decoder, prefiller])
+        return prefiller, decoder
+
+    yield build
+    for instance in made:
+        instance.close()
+
+
+def link(prefiller: Prefiller, decoder: Decoder) -> None:
+    for receiver in decoder.receivers:
+        receiver.connect(prefiller.descriptors)
+
+
+def expect(prefiller: Prefiller, request_id: str) -> None:
+    for sender in prefiller.senders:
+        sender.expect(request_id)
+
+
+def announce(prefiller: Prefiller, decoder: Decoder, request_id: str) -> None:
+    """And waits until the prefiller has heard it."""
+    for receiver in decoder.receivers:
+        receiver.announce(receiver.connect(prefiller.descriptors), request_id)
+    heard(prefiller, decoder)
+
+
+def heard(prefiller: Prefiller, decoder: Decoder) -> None:
+    """Returns when everything that the decoder has sent so far has been dealt with: messages keep their order."""
+    sent = sum(sender.refused_tickets for sender in prefiller.senders)
+    for receiver in decoder.receivers:
+        for source in receiver.connect(prefiller.descriptors).sources:
+            # A ticket with a number that has been: refused, and nothing else.
+            stale = messages.Request(0, "nobody", "nothing", 0, 0, 1, 0, 1, b"", 1, b"", False)
+            receiver.channel.send(source.peer, stale)
+            sent += 1
+    assert settle(lambda: sum(sender.refused_tickets for sender in prefiller.senders) == sent)
+
+
+def decline(prefiller: Prefiller, decoder: Decoder, request_id: str) -> None:
+    for receiver in decoder.receivers:
+        receiver.decline(receiver.connect(prefiller.descriptors), request_id, "not needed")
+
+
+def nothing_is_left(prefiller: Prefiller, decoder: Decoder | None = None) -> bool:
+    return settle(
+        lambda: (
+            all(s.open_pushes == s.open_tickets == s.announced == 0 for s in prefiller.senders)
+            and (decoder is None or decoder.idle())
+        )
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from kv_bed import Decoder, Prefiller, same, settle, sim_nics
+from kv_bed import Decoder, Prefiller, announce, decline, expect, link, nothing_is_left, same, settle, sim_nics
 
 from railwire.errors import DescriptorError
 from railwire.kvcache import (
@@ -41,12 +41,6 @@ def shape(tp: int = 1) -> InstanceLayout:
 
 
 @pytest.fixture
-def fabric() -> Iterator[SimulatedFabric]:
-    with SimulatedFabric(reorder=True, max_delay_us=100) as fabric:
-        yield fabric
-
-
-@pytest.fixture
 def make(fabric: SimulatedFabric) -> Iterator[Make]:
     made: list[Prefiller | Decoder] = []
 
@@ -65,49 +59,6 @@ def make(fabric: SimulatedFabric) -> Iterator[Make]:
     yield build
     for instance in made:
         instance.close()
-
-
-def link(prefiller: Prefiller, decoder: Decoder) -> None:
-    for receiver in decoder.receivers:
-        receiver.connect(prefiller.descriptors)
-
-
-def expect(prefiller: Prefiller, request_id: str) -> None:
-    for sender in prefiller.senders:
-        sender.expect(request_id)
-
-
-def announce(prefiller: Prefiller, decoder: Decoder, request_id: str) -> None:
-    """And waits until the prefiller has heard it."""
-    for receiver in decoder.receivers:
-        receiver.announce(receiver.connect(prefiller.descriptors), request_id)
-    heard(prefiller, decoder)
-
-
-def heard(prefiller: Prefiller, decoder: Decoder) -> None:
-    """Returns when everything that the decoder has sent so far has been dealt with: messages keep their order."""
-    sent = sum(sender.refused_tickets for sender in prefiller.senders)
-    for receiver in decoder.receivers:
-        for source in receiver.connect(prefiller.descriptors).sources:
-            # A ticket with a number that has been: refused, and nothing else.
-            stale = messages.Request(0, "nobody", "nothing", 0, 0, 1, 0, 1, b"", 1, b"", False)
-            receiver.channel.send(source.peer, stale)
-            sent += 1
-    assert settle(lambda: sum(sender.refused_tickets for sender in prefiller.senders) == sent)
-
-
-def decline(prefiller: Prefiller, decoder: Decoder, request_id: str) -> None:
-    for receiver in decoder.receivers:
-        receiver.decline(receiver.connect(prefiller.descriptors), request_id, "not needed")
-
-
-def nothing_is_left(prefiller: Prefiller, decoder: Decoder | None = None) -> bool:
-    return settle(
-        lambda: (
-            all(s.open_pushes == s.open_tickets == s.announced == 0 for s in prefiller.senders)
-            and (decoder is None or decoder.idle())
-        )
-    )
 
 
 def finish(prefiller: Prefiller, decoder: Decoder, tickets: list[Ticket], pushes: list[Push]) -> None:

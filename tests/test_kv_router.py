@@ -3,144 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
 
 import pytest
+from route_bed import PROMPT, TWO_AND_ONE, expected, member, request, run, setup
 
 from railwire.kvcache.router import (
-    DecodeEvent,
     DecodeLeg,
-    InMemoryMembership,
     LegFailed,
     LoadAndPrefix,
     Member,
     NoMembers,
     PrefillLeg,
     RequestRefused,
-    RouteEvent,
     RouteFailed,
-    Router,
-    RouteRequest,
 )
-
-
-def member(name: str, role: str, **more: Any) -> Member:
-    settings: dict[str, Any] = {
-        "url": f"http://{name}",
-        "model": "m",
-        "fingerprint": "f",
-        "block_tokens": 4,
-        "num_blocks": 64,
-        "context": 1000,
-        "vocab": 100,
-        **more,
-    }
-    return Member(id=name, role=role, **settings)  # type: ignore[arg-type]
-
-
-class FakeWorkers:
-    """A transport. The KV of an attempt "arrives" when its prefiller has ended; a token is 1 + the sum of what is
-    before it, modulo 97, so a wrong continuation shows."""
-
-    def __init__(self) -> None:
-        self.prefills: list[tuple[str, str]] = []
-        self.decodes: list[tuple[str, str]] = []
-        self.cancelled: list[tuple[str, str]] = []
-        self.ended: list[tuple[str, str]] = []
-        self.arrived: dict[str, asyncio.Event] = {}
-        self.on_prefill: Callable[[Member, PrefillLeg], Awaitable[None]] | None = None
-        self.on_token: Callable[[Member, DecodeLeg, int], Awaitable[None]] | None = None
-        self.on_decode: Callable[[Member, DecodeLeg], Awaitable[None]] | None = None
-        self.has_prefix = False
-
-    def kv(self, request_id: str) -> asyncio.Event:
-        return self.arrived.setdefault(request_id, asyncio.Event())
-
-    async def prefill(self, where: Member, leg: PrefillLeg) -> dict[str, Any]:
-        self.prefills.append((where.id, leg.request_id))
-        try:
-            if self.on_prefill is not None:
-                await self.on_prefill(where, leg)
-            self.kv(leg.request_id).set()
-            self.ended.append((where.id, leg.request_id))
-            return {"cached_tokens": 0}
-        except asyncio.CancelledError:
-            self.cancelled.append((where.id, leg.request_id))
-            raise
-
-    async def decode(self, where: Member, leg: DecodeLeg) -> AsyncGenerator[DecodeEvent, None]:
-        self.decodes.append((where.id, leg.request_id))
-        try:
-            if self.on_decode is not None:
-                await self.on_decode(where, leg)
-            need = len(leg.tokens) > 1 and not self.has_prefix
-            yield DecodeEvent("accepted", info={"need_prefill": need})
-            if need:
-                await self.kv(leg.request_id).wait()
-                yield DecodeEvent("arrived")
-            sequence = list(leg.tokens)
-            for index in range(leg.max_tokens):
-                if self.on_token is not None:
-                    await self.on_token(where, leg, index)
-                sequence.append((1 + sum(sequence)) % 97)
-                yield DecodeEvent("token", sequence[-1])
-            yield DecodeEvent("end", info={"reason": "length"})
-            self.ended.append((where.id, leg.request_id))
-        except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled.append((where.id, leg.request_id))
-            raise
-
-
-def expected(tokens: tuple[int, ...], count: int) -> list[int]:
-    sequence = list(tokens)
-    for _ in range(count):
-        sequence.append((1 + sum(sequence)) % 97)
-    return sequence[len(tokens) :]
-
-
-PROMPT = tuple(range(1, 11))
-
-
-def request(name: str = "r", tokens: tuple[int, ...] = PROMPT, **more: Any) -> RouteRequest:
-    return RouteRequest(**{"id": name, "model": "m", "tokens": tokens, "max_tokens": 5, "timeout": 10.0, **more})
-
-
-class Setup:
-    def __init__(self, workers: FakeWorkers, membership: InMemoryMembership, router: Router) -> None:
-        self.workers, self.membership, self.router = workers, membership, router
-
-    async def run(self, wanted: RouteRequest) -> tuple[list[int], list[RouteEvent]]:
-        events = [event async for event in self.router.route(wanted)]
-        return [event.token for event in events if event.kind == "token"], events
-
-
-@contextlib.asynccontextmanager
-async def setup(*members: Member, **settings: Any) -> AsyncGenerator[Setup, None]:
-    membership = InMemoryMembership()
-    before = asyncio.all_tasks()
-    for one in members:
-        await membership.join(one, 60.0)
-    workers = FakeWorkers()
-    router = Router(membership, workers, **{"member_timeout": 0.5, **settings})
-    await router.start()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    try:
-        yield Setup(workers, membership, router)
-    finally:
-        await router.close()
-        assert router.active == 0
-        left = asyncio.all_tasks() - before
-        assert not left, left
-
-
-TWO_AND_ONE = (member("p1", "prefill"), member("p2", "prefill"), member("d1", "decode"))
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), 30.0))  # type: ignore[arg-type]
 
 
 def test_both_legs_are_sent_at_once() -> None:
@@ -478,75 +354,3 @@ def test_many_at_once_with_failures_all_end_right() -> None:
             assert len(set(names)) == len(names)  # no attempt's name is used twice
 
     run(main)
-
-
-# ---- the policy ------------------------------------------------------------------------------------------------------
-def test_the_policy_prefers_a_cached_prefix_until_the_queue_outweighs_it() -> None:
-    policy = LoadAndPrefix()
-    one, two = member("p1", "prefill"), member("p2", "prefill")
-    prompt = list(range(40))
-    policy.began(one, prompt)
-    policy.ended(one, prompt, ok=True)
-    longer = [*prompt, 50, 51, 52, 53, 54]
-    assert {policy.prefiller(longer, [one, two]).id for _ in range(4)} == {"p1"}
-    policy.began(one, [90] * 60)  # sixty other tokens are waiting there now: worse than computing forty anew
-    assert policy.prefiller(longer, [one, two]).id == "p2"
-    policy.ended(one, [90] * 60, ok=True)
-    assert policy.prefiller(longer, [one, two]).id == "p1"
-
-
-def test_the_policy_forgets_the_prefix_of_a_failed_leg() -> None:
-    policy = LoadAndPrefix()
-    one, two = member("p1", "prefill"), member("p2", "prefill")
-    prompt = list(range(40))
-    policy.began(one, prompt)
-    policy.ended(one, prompt, ok=False)
-    assert policy.standing(one).queued_tokens == 0 and policy.standing(one).legs == 0
-    assert {policy.prefiller(prompt, [one, two]).id for _ in range(4)} == {"p1", "p2"}
-
-
-def test_one_leg_that_ends_early_takes_no_prefix_that_others_have_made_or_are_making() -> None:
-    policy = LoadAndPrefix()
-    one, two = member("p1", "prefill"), member("p2", "prefill")
-    shared = list(range(40))
-    first, second, third = [*shared, 50, 51, 52, 53], [*shared, 60, 61, 62, 63], [*shared, 70, 71, 72, 73]
-    policy.began(one, first)
-    policy.ended(one, first, ok=True)
-    policy.began(one, second)
-    policy.ended(one, second, ok=False)  # its client hung up
-    assert {policy.prefiller(third, [one, two]).id for _ in range(4)} == {"p1"}
-    assert len(policy.standing(one).index) == 11  # what the second alone had is forgotten
-    # Two at once, of which neither has ended: the prefix is on its way as long as one of them is.
-    policy.began(two, third)
-    policy.began(two, second)
-    policy.ended(two, third, ok=False)
-    assert len(policy.standing(two).index) == 11
-    policy.ended(two, second, ok=True)
-    assert len(policy.standing(two).index) == 11
-    # A leg that ends after its blocks had to go takes nothing with it either.
-    small = member("p3", "prefill", num_blocks=4)
-    policy.began(small, shared)
-    policy.ended(small, shared, ok=False)
-    assert len(policy.standing(small).index) == 0
-
-
-def test_the_policys_index_is_bounded_by_the_instances_blocks() -> None:
-    policy = LoadAndPrefix()
-    one = member("p1", "prefill", num_blocks=10)
-    for start in range(50):
-        prompt = [start] * 40
-        policy.began(one, prompt)
-        policy.ended(one, prompt, ok=True)
-    assert len(policy.standing(one).index) == 10
-
-
-def test_the_policys_penalty_grows_and_ends() -> None:
-    now = [100.0]
-    policy = LoadAndPrefix(clock=lambda: now[0])
-    one, two = member("p1", "prefill"), member("p2", "prefill")
-    for _ in range(3):
-        policy.failed(one)
-    assert {policy.prefiller([1], [one, two]).id for _ in range(6)} == {"p2"}
-    assert policy.prefiller([1], [one]).id == "p1"  # better than nobody
-    now[0] += 2.5
-    assert {policy.prefiller([1], [one, two]).id for _ in range(6)} == {"p1", "p2"}
