@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +17,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from railwire import _native
 from railwire.bench import buffers, contenders, measure, process, report, scenarios
+from railwire.bench.contender import Setting
 from railwire.bench.measure import Plan, Result
 from railwire.bench.process import Launch, MissingContender, RunnerError
 from railwire.bench.work import Work
 
 KIB = 1024
+BENCH = Path(__file__).resolve().parent.parent / "bench"
 
 
 def result(contender: str = "railwire", **fields: object) -> Result:
@@ -214,7 +219,11 @@ def start(launch: Launch) -> process.Ends:
 def test_a_runner_that_is_not_installed_says_so(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     with pytest.raises(MissingContender):
-        start(Launch("railwire.bench.nixl_runner", env={"PYTHONPATH": str(hidden(tmp_path, "nixl"))}))
+        start(Launch("rivals.nixl_runner", env=with_rivals(hidden(tmp_path, "nixl"))))
+
+
+def with_rivals(first: Path) -> dict[str, str]:
+    return {"PYTHONPATH": f"{first}{os.pathsep}{BENCH}"}
 
 
 def hidden(directory: Path, package: str) -> Path:
@@ -232,14 +241,14 @@ def test_a_runner_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> N
 def test_a_missing_peer_costs_its_own_rows_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Railwire is measured and verified, the absent contender is a note."""
     nixl = contenders.CONTENDERS["nixl"]
-    env = {"PYTHONPATH": str(hidden(tmp_path, "nixl"))}
-    absent = replace(nixl, launch=lambda nic, setting: Launch("railwire.bench.nixl_runner", env=env))
+    env = with_rivals(hidden(tmp_path, "nixl"))
+    absent = replace(nixl, launch=lambda nic, setting: Launch("rivals.nixl_runner", env=env))
     monkeypatch.setitem(contenders.CONTENDERS, "nixl", absent)
     scenario = scenarios.Scenario("pages", KIB, 64, 2, "random", rounds=20)
     steps: list[str] = []
     rows = measure.run_plan(
         Plan("shm", (scenario,), ("railwire", "nixl"), repeats=1, cpus=(), timeout_s=20),
-        contenders.Setting(),
+        Setting(),
         steps.append,
     )
     ours, theirs = rows
@@ -254,7 +263,7 @@ def test_a_missing_peer_costs_its_own_rows_only(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("op", ["write", "pages", "scatter", "read", "send", "pingpong"])
 def test_every_op_is_measured_and_verified(kind: str, op: str) -> None:
     scenario = scenarios.single(op, page_bytes=4 * KIB, rounds=8, window=2)
-    setting = contenders.Setting(receivers=2 if op == "scatter" and kind != "sim" else 1)
+    setting = Setting(receivers=2 if op == "scatter" and kind != "sim" else 1)
     (row,) = measure.run_plan(Plan(kind, (scenario,), repeats=1, cpus=(), timeout_s=30), setting)
     assert row.note == ""
     assert row.verified
@@ -267,7 +276,7 @@ def test_the_bare_loop_is_built_and_verified() -> None:
         pytest.skip("this build has no bare libfabric loop")
     scenario = scenarios.single("pages", page_bytes=4 * KIB, rounds=8, window=2)
     plan = Plan("shm", (scenario,), ("railwire", "raw"), repeats=1, cpus=(), timeout_s=30)
-    rows = measure.run_plan(plan, contenders.Setting())
+    rows = measure.run_plan(plan, Setting())
     assert [row.verified for row in rows] == [True, True]
 
 
@@ -279,18 +288,38 @@ def test_the_plain_loops_are_verified_beside_memory_that_peers_map(kind: str) ->
         scenarios.single("pingpong", rounds=8),
     )
     plan = Plan(kind, work, ("railwire", "plain"), repeats=2, cpus=(), timeout_s=30)
-    rows = measure.run_plan(plan, contenders.Setting(memory="allocated"))
+    rows = measure.run_plan(plan, Setting(memory="allocated"))
     assert [(row.note, row.verified) for row in rows] == [("", True)] * 6
     assert kind == "tcp" or "shm, allocated" in report.markdown(rows)
 
 
 def test_other_interpreters_can_run_the_runners() -> None:
     """The runners of other engines import nothing of railwire's native part, nor msgspec, typer or rich."""
-    modules = ["runner", "raw_runner", "plain_runner", "nixl_runner", "mooncake_runner"]
+    modules = [f"railwire.bench.{name}" for name in ("runner", "raw_runner", "plain_runner")]
+    modules += ["rivals.nixl_runner", "rivals.mooncake_runner"]
     code = (
         "import sys, types; package = types.ModuleType('railwire'); package.__path__ = [sys.argv[1]];"
         "sys.modules['railwire'] = package;"
         "sys.modules.update(dict.fromkeys(['railwire._native', 'msgspec', 'typer', 'rich']));"
     )
-    code += "; ".join(f"import railwire.bench.{name}" for name in modules)
+    code += f"sys.path.append({str(BENCH)!r});" + "; ".join(f"import {name}" for name in modules)
+    # As they are without the engines: what they lack is said when they are run.
     subprocess.run([sys.executable, "-c", code, str(process.PACKAGE)], check=True, timeout=60)
+
+
+def test_other_engines_are_measured_from_a_checkout_only(tmp_path: Path) -> None:
+    """A wheel has no rivals, and says where they are; what it has is measured."""
+    package = tmp_path / "railwire"
+    shutil.copytree(process.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import sys; sys.meta_path[:] = [one for one in sys.meta_path if 'ScikitBuild' not in type(one).__name__];"
+        f"import importlib.util as u; path = {_native.__file__!r};"
+        "spec = u.spec_from_file_location('railwire._native', path); native = u.module_from_spec(spec);"
+        "spec.loader.exec_module(native); sys.modules['railwire._native'] = native;"
+        "from railwire.cli import app; app()"
+    )
+    bench = [sys.executable, "-c", code, "bench", "p2p", "--nic", "sim", "--op", "write", "--seconds", "0.01"]
+    options = {"env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "cwd": tmp_path}
+    refused = subprocess.run([*bench, "--against", "nixl"], **options, capture_output=True, text=True, timeout=60)
+    said = " ".join(refused.stderr.replace("\u2502", " ").split())
+    assert refused.returncode == 2 and "from a checkout of Railwire only" in said, refused.stderr

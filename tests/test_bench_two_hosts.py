@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from railwire.bench.contenders import Setting
+from railwire.bench.contender import Setting
 from railwire.bench.measure import Plan, Result, run_plan
 from railwire.bench.remote import DEFAULT_PORT, Host, Listener, check_reaches, kind_of
 from railwire.bench.scenarios import Scenario

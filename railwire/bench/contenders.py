@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
+from railwire.bench.contender import Contender, Setting, kind
 from railwire.bench.process import PACKAGE, Launch
 
 RAW_TOOL = "_raw_libfabric.so"
 PLAIN_TOOL = "_plain_loops.so"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the user chose, and what Railwire's own processes have told about the NIC."""
-
-    peer_python: str = sys.executable
-    progress: str = "adaptive"
-    receivers: int = 1  # engines in a target process; each owns a share of the buffer
-    library: str = ""  # libfabric that Railwire uses
-    link_depth: int = 0  # work requests that Railwire keeps in flight
-    options: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[str, str] = ("cpu", "cpu")  # of initiator and target: "cpu" or "cuda:N"
-    copy_sms: int | None = None  # multiprocessors that Railwire's copy kernel may use; None: its default
-    memory: str = "registered"  # Railwire's: "registered" or "allocated" (with engine.allocate)
-    two_hosts: bool = False  # the target is started by a listener there
-    peer: str = ""  # the host of that listener
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.devices != ("cpu", "cpu")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One engine. `launch` gives None for a NIC it has nothing for."""
-
-    name: str
-    launch: Callable[[str, Setting], Launch | None]
-    missing: str
-    ops: tuple[str, ...] = ("write", "pages", "read", "pingpong")
-
-
-def _kind(nic: str) -> str:
-    return nic.partition(":")[0]
-
-
 def _railwire(nic: str, setting: Setting) -> Launch | None:
     options = {"progress": setting.progress, "receivers": str(setting.receivers), "memory": setting.memory}
     if setting.copy_sms is not None:
         options["copy_sms"] = str(setting.copy_sms)
-    if _kind(nic) == "sim":
+    if kind(nic) == "sim":
         options["receivers"] = "1"  # a simulated NIC's name is one engine's
         return Launch("railwire.bench.solo_runner", isolated=False, solo=True, options=options)
     return Launch("railwire.bench.railwire_runner", isolated=False, options=options, devices=setting.devices)
@@ -77,13 +43,13 @@ def _built(tool: str) -> Path | None:
 
 
 def _plain(nic: str, setting: Setting) -> Launch | None:
-    if _kind(nic) not in ("tcp", "shm") or setting.on_gpu:
+    if kind(nic) not in ("tcp", "shm") or setting.on_gpu:
         return None
     return Launch("railwire.bench.plain_runner", options={"tool": str(_built(PLAIN_TOOL) or "")})
 
 
 def _raw(nic: str, setting: Setting) -> Launch | None:
-    if _kind(nic) not in ("tcp", "shm", "efa", "libfabric") or setting.on_gpu:
+    if kind(nic) not in ("tcp", "shm", "efa", "libfabric") or setting.on_gpu:
         return None
     tool = raw_tool()
     options = {
@@ -100,7 +66,7 @@ def _raw_landed(nic: str, setting: Setting) -> Launch | None:
 
 
 def _perftest(nic: str, setting: Setting) -> Launch | None:
-    if _kind(nic) != "verbs" or setting.on_gpu:
+    if kind(nic) != "verbs" or setting.on_gpu:
         return None
     # On one host its two programs are started beside each other, and take their cores from the kernel.
     options = {"wr_window": str(setting.link_depth or 128), "host": setting.peer}
@@ -108,33 +74,32 @@ def _perftest(nic: str, setting: Setting) -> Launch | None:
 
 
 def _fi_rma_bw(nic: str, setting: Setting) -> Launch | None:
-    if not setting.two_hosts or not (_kind(nic) == "efa" or nic.startswith("libfabric:")):
+    if not setting.two_hosts or not (kind(nic) == "efa" or nic.startswith("libfabric:")):
         return None
     options = {"wr_window": str(setting.link_depth or 64), "host": setting.peer}
     return Launch("railwire.bench.fabtests_runner", isolated=False, options=options, devices=setting.devices)
 
 
-def _nixl(nic: str, setting: Setting) -> Launch | None:
-    # UCX insists on a transport with failure handling beside shared memory; the data still goes by CMA.
-    transports = {"tcp": "tcp", "shm": "shm,tcp"}.get(_kind(nic))
-    if transports is None:
-        return None
-    env = {"UCX_TLS": transports, "NIXL_LOG_LEVEL": "WARN"}
-    if setting.on_gpu:
-        # Its list option is off by default, and twice as fast or more. On one host UCX finds the way by itself.
-        env["NIXL_UCX_SGL_ENABLE"] = "y"
-        env["UCX_TLS"] = "tcp,cuda_copy,self" if _kind(nic) == "tcp" else "all"
-    return Launch("railwire.bench.nixl_runner", python=setting.peer_python, env=env, devices=setting.devices)
-
-
-def _mooncake(nic: str, setting: Setting) -> Launch | None:
-    if _kind(nic) != "tcp" or setting.on_gpu:
-        return None
-    env = {"MC_FORCE_TCP": "1", "GLOG_minloglevel": "2"}
-    return Launch("railwire.bench.mooncake_runner", python=setting.peer_python, env=env)
-
-
 _NO_RAW_LOOP = "this build of railwire has no bare libfabric loop (libfabric's headers were missing)"
+
+RIVALS = ("nixl", "mooncake")
+"""Other people's engines: who measures them is in ``bench/rivals`` of the repository, and not in the wheel."""
+WHERE_RIVALS_ARE = "is measured from a checkout of Railwire only: set PYTHONPATH to its bench/ folder"
+
+
+def _rivals() -> tuple[Contender, ...]:
+    """Those that can be measured here: beside an editable install, or where ``rivals`` can be imported."""
+    beside = PACKAGE.parent / "bench"
+    if (beside / "rivals" / "__init__.py").exists() and str(beside) not in sys.path:
+        sys.path.append(str(beside))
+    try:
+        found: tuple[Contender, ...] = importlib.import_module("rivals").CONTENDERS
+    except ModuleNotFoundError as error:
+        if error.name != "rivals":
+            raise
+        return ()
+    return found
+
 
 CONTENDERS = {
     contender.name: contender
@@ -152,7 +117,6 @@ CONTENDERS = {
         Contender(
             "fi_rma_bw", _fi_rma_bw, "not installed: fabtests (the EFA installer has them)", ops=("write", "pages")
         ),
-        Contender("nixl", _nixl, "not installed: pip install --no-deps nixl nixl-cu12"),
-        Contender("mooncake", _mooncake, "not installed: pip install mooncake-transfer-engine-non-cuda"),
+        *_rivals(),
     )
 }

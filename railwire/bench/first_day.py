@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from railwire import __version__
-from railwire.bench.contenders import Setting
+from railwire.bench.contender import Setting
 from railwire.bench.first_day_agent import doctor, facts, payload
 from railwire.bench.first_day_meeting import BACK, IMM, LIVENESS, AgentServer, Far, Meeting, Row
 from railwire.bench.measure import Plan, run_plan

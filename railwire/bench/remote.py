@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from railwire.bench.contenders import CONTENDERS, Setting
+from railwire.bench.contender import Setting
+from railwire.bench.contenders import CONTENDERS, RIVALS, WHERE_RIVALS_ARE
 from railwire.bench.process import MissingContender, RunnerError, RunnerProcess
 
 DEFAULT_PORT = 7411
@@ -216,7 +217,8 @@ class Listener:
             raise RunnerError("the secrets differ (--secret)")
         contender = CONTENDERS.get(str(hello.get("contender")))
         if contender is None:
-            raise RunnerError(f"unknown contender {hello.get('contender')!r}")
+            name = str(hello.get("contender"))
+            raise RunnerError(f"{name} {WHERE_RIVALS_ARE}" if name in RIVALS else f"unknown contender {name!r}")
         nic = self._own_nic(str(hello.get("nic", "")))
         device = self._device or str(hello.get("device", "cpu"))
         buffer_bytes, timeout_s = int(hello.get("buffer_bytes", 0)), float(hello.get("timeout_s", 0))

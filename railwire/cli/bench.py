@@ -120,11 +120,15 @@ def p2p(
         _listen(listen, secret, nic or [], device, cpus)
         return
     from railwire.bench import report
-    from railwire.bench.contenders import CONTENDERS, Setting
+    from railwire.bench.contender import Setting
+    from railwire.bench.contenders import CONTENDERS, RIVALS, WHERE_RIVALS_ARE
     from railwire.bench.measure import Plan, run_plan
     from railwire.bench.quiet import busy_share
     from railwire.bench.remote import Host, check_reaches
 
+    for rival in RIVALS:
+        if rival not in CONTENDERS and rival in against.split(","):
+            raise typer.BadParameter(f"{rival} {WHERE_RIVALS_ARE}", param_hint="--against")
     others = _names(against, tuple(name for name in CONTENDERS if name != "railwire"), "--against")
     devices = (_device(device, "--device"), _device(peer_device or device, "--peer-device"))
     if memory not in ("registered", "allocated"):
