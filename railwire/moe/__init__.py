@@ -4,7 +4,7 @@ config, geometry, rows    what is where
 protocol, actions, lending, membership, tuning    pure machines: what happens next
 kernels/                  packing, unpacking, reducing: torch and triton
 meeting, wires            an engine's memory, connections and immediates
-carrying, waiting, fencing, group    the shell: :class:`ExpertGroup`
+carrying, waiting, fencing, driving, group    the shell: :class:`ExpertGroup`
 graph                     the same without a host in it, for CUDA graphs: :class:`~railwire.moe.graph.GraphGroup`
 nodes                     one copy per (token, node): two groups, across nodes and within
 reference                 the same in one process, plainly: what everything is compared with
