@@ -27,3 +27,14 @@ if [ "$a" = "$b" ]; then
 else
   echo "answers: $(((b - a) / (many - few))) instructions from an arrival's completion to the doorbell of its answer"
 fi
+
+# An MoE layer's dispatch, from the word to the last doorbell: of a rank, and of the operation besides.
+operations=1000
+a=$(count scatter 63 --collect-atstart=no)
+b=$(count scatter 126 --collect-atstart=no)
+if [ "$a" = "$b" ]; then
+  echo "scatter: not counted, as above"
+else
+  echo "scatter: $(((b - a) / 63 / operations)) instructions per rank from a word to the last doorbell, and $(((2 * a - b) / operations)) besides"
+fi
+build/native/verbs_instructions scatter 63

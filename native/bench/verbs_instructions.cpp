@@ -6,6 +6,9 @@
 //   verbs_instructions turns COUNT   COUNT writes of 8 B in turns with the peer's: each answers an expected arrival
 //   verbs_instructions crowd COUNT   the same turns, beside 63 peers that are silent
 //   verbs_instructions answers COUNT the same from an arrival in the queue to the doorbell of the answer, and no more
+//   verbs_instructions scatter COUNT an MoE layer's dispatch to COUNT peers, 1,000 times: from the store to a watched
+//   word
+//                                    to the last doorbell; prints how long that takes, too
 //   verbs_instructions batch COUNT   COUNT WRs in chains of 64, through Link::post and Nic::poll alone
 #include <algorithm>
 #include <cstdio>
@@ -18,6 +21,8 @@
 #include "../tests/stub_verbs.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "engine/prepared.h"
+#include "engine/watcher.h"
 #include "nic/verbs_internal.h"
 #include "nic/verbs_nic.h"
 
@@ -40,11 +45,17 @@ size_t head = 0, tail = 0;
 bool answered = false;  // each write brings one of the peer's
 bool paced = false;     // completions come one at a time, as they do over a wire
 bool counting = false;
+size_t to_send = 0;  // until the last doorbell of a scatter
+int64_t last_sent = 0;
 
 int lean_send(ibv_qp* qp, ibv_send_wr* wr, ibv_send_wr**) {
   if (qp->qp_type == IBV_QPT_UD) return 0;
   if (std::exchange(counting, false)) {
     CALLGRIND_TOGGLE_COLLECT;
+  }
+  if (to_send > 0 && --to_send == 0) {
+    CALLGRIND_TOGGLE_COLLECT;
+    last_sent = now_ns();
   }
   for (; wr; wr = wr->next) {
     if (!(wr->send_flags & IBV_SEND_SIGNALED)) continue;
@@ -114,9 +125,10 @@ struct Bed {
     engine = std::make_shared<Engine>(
         EngineOptions{.liveness_ns = 3'600'000'000'000, .events = &events, .handshakes = &handshakes}, std::move(nics));
     peer = connect(1, *other);
+    peers.push_back(peer);
     for (size_t i = 0; i < silent; ++i) {
       others.push_back(far->create_link());
-      connect(2 + i, *others.back());
+      peers.push_back(connect(2 + i, *others.back()));
     }
     region = engine->register_memory({.address = memory.data(), .length = memory.size()}, 0);
     RemoteKeys told(1, memory.size(), {plain_blob(0x10000, 7)});
@@ -152,6 +164,7 @@ struct Bed {
   EventQueue events, handshakes;
   std::shared_ptr<Engine> engine;
   std::shared_ptr<Peer> peer;
+  std::vector<std::shared_ptr<Peer>> peers;  // it, and those that are silent
   std::shared_ptr<Region> region;
   std::shared_ptr<const RemoteAccess> keys;
 };
@@ -184,6 +197,34 @@ void answers(size_t count) {
     if (!expectation->wait(60'000'000'000)) std::exit(1);
     transfer = bed.write(8);
   }
+}
+
+void scatter(size_t count) {
+  constexpr size_t kOperations = 1000;
+  constexpr uint64_t kRow = 7424, kRows = 16;  // H = 7168 in fp8, with scales: as many rows as uniform routing gives
+  Bed bed(count - 1);
+  answered = true;
+  std::vector<PreparedScatter::Target> targets;
+  RemoteKeys told(1, bed.memory.size(), {plain_blob(0x10000, 7)});
+  for (const auto& peer : bed.peers) targets.push_back({peer, bed.engine->reach(peer, told), 0, kRow * kRows});
+  const auto plan = std::make_shared<PreparedScatter>(bed.engine, bed.region, 0, bed.memory.size(), targets, 1);
+  for (size_t i = 0; i < count; ++i) plan->slot(0)[i] = {i % 64 * kRow * kRows, 0, kRow * kRows, 5};
+  const auto watcher = bed.engine->watch(plan);
+  std::vector<int64_t> took;
+  for (size_t i = 1; i <= kOperations; ++i) {
+    const auto expectation =
+        std::make_shared<Expectation>(bed.engine, 5, kUnitsPerArrival * count, std::vector<uint64_t>{}, 60'000'000'000);
+    bed.engine->submit(expectation);
+    to_send = count;
+    const int64_t begin = now_ns();
+    CALLGRIND_TOGGLE_COLLECT;
+    std::atomic_ref<uint64_t>(*watcher->word()).store(i, std::memory_order_release);
+    if (!expectation->wait(60'000'000'000) || expectation->state() != State::kDone) std::exit(1);
+    took.push_back(last_sent - begin);
+  }
+  std::sort(took.begin(), took.end());
+  std::printf("%zu ranks: p50 %.2f us, p99 %.2f us\n", count, static_cast<double>(took[kOperations / 2]) * 1e-3,
+              static_cast<double>(took[kOperations * 99 / 100]) * 1e-3);
 }
 
 void pages(size_t count) {
@@ -223,6 +264,8 @@ int main(int argc, char** argv) {
     turns(count, 63);
   } else if (what == "answers") {
     answers(count);
+  } else if (what == "scatter") {
+    scatter(count);
   } else if (what == "batch") {
     batch(count);
   } else {

@@ -11,10 +11,26 @@ namespace railwire {
 namespace {
 
 constexpr size_t kPage = 4096;
+// Rows up to here count as short: they go to the NIC at once, and take turns with bulk to the same peer.
+constexpr uint64_t kPromptBytes = 4 << 20;
 
 std::string bytes_outside(const char* what, uint64_t offset, uint64_t length, uint64_t size) {
   return std::string(what) + " bytes " + std::to_string(offset) + " and " + std::to_string(length) +
          " more lie outside " + std::to_string(size);
+}
+
+// As check(), which has the words for it.
+bool fits(const ScatterRow& row, uint64_t source, uint64_t target) {
+  return row.source <= source && row.length <= source - row.source && row.destination <= target &&
+         row.length <= target - row.destination &&
+         (row.immediate < kImmediateIds || row.immediate == ScatterRow::kNoImmediate);
+}
+
+// What choose_rails() mostly says, without a call: the first rails have both memories, and are up.
+bool first_rails_do(const Peer& peer, const Region& region, const RemoteAccess* remote) {
+  if (peer.sets.empty() || !remote || !(remote->sets & 1)) return false;
+  const RailSet& rails = peer.sets.front();
+  return (region.nics & rails.local_nics) == rails.local_nics && rails.usable.load(std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -63,19 +79,20 @@ PreparedScatter::Made PreparedScatter::make(size_t index) const {
   for (size_t i = 0; i < targets_.size(); ++i) {
     const ScatterRow row{rows[i].source, rows[i].destination, rows[i].length, rows[i].immediate};
     if (row.length == 0 && row.immediate == ScatterRow::kNoImmediate) continue;
-    std::string problem = check(i, row);
-    if (!problem.empty()) {
-      made.problem = "row " + std::to_string(i) + " of slot " + std::to_string(index) + ": " + problem;
+    const Target& target = targets_[i];
+    if (!fits(row, length_, target.length)) {
+      made.problem = "row " + std::to_string(i) + " of slot " + std::to_string(index) + ": " + check(i, row);
       return made;
     }
-    const Target& target = targets_[i];
     uint32_t set = 0;
-    try {
-      set = row.length ? engine->choose_rails(*target.peer, region_.get(), target.remote.get())
-                       : engine->choose_rails(*target.peer, nullptr, nullptr);
-    } catch (const NicError& error) {
-      made.problem = "row " + std::to_string(i) + " of slot " + std::to_string(index) + ": " + error.what();
-      return made;
+    if (!first_rails_do(*target.peer, *region_, target.remote.get())) {
+      try {
+        set = row.length ? engine->choose_rails(*target.peer, region_.get(), target.remote.get())
+                         : engine->choose_rails(*target.peer, nullptr, nullptr);
+      } catch (const NicError& error) {
+        made.problem = "row " + std::to_string(i) + " of slot " + std::to_string(index) + ": " + error.what();
+        return made;
+      }
     }
     const int64_t immediate = row.immediate == ScatterRow::kNoImmediate ? -1 : static_cast<int64_t>(row.immediate);
     Piece piece{offset_ + row.source, row.length ? target.remote : nullptr, target.offset + row.destination,
@@ -83,6 +100,7 @@ PreparedScatter::Made PreparedScatter::make(size_t index) const {
     Lane& lane = transfer.add_lane_for<PieceSource>(immediate, target.peer, row.length ? region_ : nullptr,
                                                     std::move(piece), false, immediate, target.peer->sets[set].limits);
     lane.set = set;
+    lane.is_short = row.length <= kPromptBytes;
   }
   return made;
 }
