@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,9 @@ class RegionSlice:
         return self.region.descriptor[self.start : self.start + self.nbytes]
 
 
+_fences_lock = threading.Lock()  # of all regions' lists of them
+
+
 class MemoryRegion:
     """Memory registered with all NICs of an engine; keeps its owner alive. Made by ``register()``/``allocate()``.
 
@@ -71,7 +75,10 @@ class MemoryRegion:
         self._native = native
         self._buffer = buffer
         self._closed = False
-        self._descriptor: RemoteRegion | None = None
+        # What was given out last, and how many revokes had begun before: it is good as long as there are no more.
+        self._described: tuple[int, RemoteRegion] | None = None
+        self._revokes = 0
+        self._fences: list[Fence] = []  # of those that may not have ended
 
     @property
     def address(self) -> int:
@@ -123,24 +130,32 @@ class MemoryRegion:
 
     @property
     def descriptor(self) -> RemoteRegion:
-        """What peers need to write here. Changes with each :meth:`revoke`. ``ClosedError`` once closed."""
+        """What peers need to write here. Changes with the end of each :meth:`revoke`. ``ClosedError`` once closed."""
         self.check_open()
-        if self._descriptor is None:
-            self._engine._check_process()
-            region_id, keys = self._engine._native.region_keys(self._native)
-            self._descriptor = RemoteRegion(
-                wire.Descriptor(
-                    wire.VERSION,
-                    self._engine.incarnation,
-                    region_id,
-                    self.nbytes,
-                    0,
-                    self.nbytes,
-                    tuple(keys),
-                    self.readable_only,
-                )
+        described = self._described
+        if described is not None and described[0] == self._revokes:
+            return described[1]
+        self._engine._check_process()
+        with _fences_lock:
+            revokes = self._revokes
+            self._fences = [fence for fence in self._fences if not fence.done()]
+            lasts = not self._fences  # what a revoke will change at any moment is not kept
+        region_id, keys = self._engine._native.region_keys(self._native)
+        descriptor = RemoteRegion(
+            wire.Descriptor(
+                wire.VERSION,
+                self._engine.incarnation,
+                region_id,
+                self.nbytes,
+                0,
+                self.nbytes,
+                tuple(keys),
+                self.readable_only,
             )
-        return self._descriptor
+        )
+        if lasts:
+            self._described = revokes, descriptor
+        return descriptor
 
     def check_open(self) -> None:
         """Raises ClosedError unless the region can be used."""
@@ -164,9 +179,12 @@ class MemoryRegion:
         """As :meth:`revoke`, to be awaited."""
         self._engine._check_process()
         self.check_open()
-        self._descriptor = None
         seconds = self._engine.liveness if timeout is None else timeout
-        return Fence(self._engine, _native.revoke(self._engine._native, self._native, True, seconds))
+        fence = Fence(self._engine, _native.revoke(self._engine._native, self._native, True, seconds))
+        with _fences_lock:
+            self._fences = [before for before in self._fences if not before.done()] + [fence]
+            self._revokes += 1
+        return fence
 
     def close(self, timeout: float | None = None) -> None:
         """Fences the region as :meth:`revoke` does, and deregisters it. Called again, it returns at once if that has
@@ -186,7 +204,6 @@ class MemoryRegion:
         """As :meth:`close`, to be awaited. ClosedError if the engine is closed, and with it all its regions."""
         self._engine._check_open()  # a closed engine has closed its regions
         self._closed = True
-        self._descriptor = None
         seconds = self._engine.liveness if timeout is None else timeout
         return Fence(self._engine, _native.revoke(self._engine._native, self._native, False, seconds))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -237,6 +239,31 @@ def test_a_revoked_descriptor(bench: Bench) -> None:
     bench.near.write(bench.source, bench.target.descriptor).wait(5)
     assert np.array_equal(bench.target.array, bench.source.array)
     bench.peer.close()  # the fixture's own write would not be the first
+
+
+def test_a_descriptor_that_was_taken_during_a_revoke_is_not_kept(bench: Bench) -> None:
+    near, source, region = bench.near, bench.source, bench.target
+    for _ in range(20):
+        fence = region.revoke_async()
+        old = region.descriptor  # perhaps still the one that goes
+        fence.wait(5)
+        near.write(source, region.descriptor).wait(5)
+        with contextlib.suppress(RailwireError):
+            near.write(source, old).wait(5)
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            assert region.descriptor is not None
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(200):
+        region.revoke()
+    stop.set()
+    looking.join()
+    near.write(source, region.descriptor).wait(5)
+    bench.peer.close()
 
 
 @pytest.mark.parametrize(
