@@ -260,6 +260,15 @@ def test_gpu_memory_out_of_reach(tmp_path: Path) -> None:
     assert "nvidia_peermem" not in whats(report_of(machine, offered).pitfalls)
 
 
+def test_gpu_memory_out_of_reach_of_efa(tmp_path: Path) -> None:
+    machine, offered = four_efas_per_gpu(tmp_path)
+    machine.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.0")
+    machine.write("sys/module/nvidia_peermem/refcnt", "0")  # which EFA does not use
+    assert "efa_nv_peermem" in whats(report_of(machine, offered).pitfalls)
+    machine.write("sys/module/efa_nv_peermem/refcnt", "0")
+    assert "peermem" not in whats(report_of(machine, offered).pitfalls)
+
+
 def test_gpus_far_from_every_nic(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.gpu("pci0000:80", "0000:80:01.0", numa=1)

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import msgspec
 
-from railwire.bench.contender import Contender, Setting
-from railwire.bench.contenders import CONTENDERS
+from railwire.bench.contenders import CONTENDERS, Contender, Setting
 from railwire.bench.process import Ends, MissingContender, Run, RunnerError, start
 from railwire.bench.remote import Host, RemoteProcess
 from railwire.bench.scenarios import BUFFER_BYTES, GPU_BUFFER_BYTES, Scenario
@@ -97,6 +96,8 @@ class _Entrant:
             launch = self.contender.launch(self.plan.nic, self.setting)
             if launch is None:
                 raise MissingContender(f"{self.contender.name} has nothing for {self.plan.nic}")
+            if launch.solo and self.plan.peer:
+                raise MissingContender(f"{self.contender.name} has both ends in one process")
             try:
                 self._pair = start(
                     launch, self.plan.nic, self.plan.cpus, self.buffer_bytes, self.plan.timeout_s,

@@ -124,12 +124,13 @@ def gpus(
             "for other hosts, copy through host memory (engine.allocate)",
         )
         return
-    if not can_reach_gpu_memory(root):
-        yield Pitfall(
-            "warning",
-            "neither dma-buf (open NVIDIA kernel modules) nor nvidia_peermem: NICs cannot reach GPU memory",
-            "install NVIDIA's open kernel modules (driver 515, Linux 5.12 or newer), or modprobe nvidia_peermem",
-        )
+    for module in sorted({peer_module(device) for device in usable}):
+        if not can_reach_gpu_memory(root, module):
+            yield Pitfall(
+                "warning",
+                f"neither dma-buf (open NVIDIA kernel modules) nor {module}: NICs cannot reach GPU memory",
+                f"install NVIDIA's open kernel modules (driver 515, Linux 5.12 or newer), or modprobe {module}",
+            )
     for gpu in found:
         mine = [pair.distance for pair in pairings if pair.gpu == gpu.address]
         if gpu.numa >= 0 and mine and all(distance == "far" for distance in mine):
@@ -140,7 +141,12 @@ def gpus(
             )
 
 
-def can_reach_gpu_memory(root: Path) -> bool:
-    """The NVIDIA driver exports dma-bufs (its open kernel modules do), or nvidia_peermem is loaded."""
+def peer_module(device: RdmaDevice) -> str:
+    """The kernel module through which this NIC reaches GPU memory where there is no dma-buf. EFA's is its own."""
+    return "efa_nv_peermem" if device.pci is not None and device.pci.vendor == AMAZON else "nvidia_peermem"
+
+
+def can_reach_gpu_memory(root: Path, module: str) -> bool:
+    """The NVIDIA driver exports dma-bufs (its open kernel modules do), or the peer-memory module is loaded."""
     driver = read_text(root / "proc/driver/nvidia/version")
-    return "Open Kernel Module" in driver or (root / "sys/module/nvidia_peermem").exists()
+    return "Open Kernel Module" in driver or (root / "sys/module" / module).exists()
