@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import msgspec
 
-from railwire.bench.contenders import CONTENDERS, Contender, Setting
+from railwire.bench.contender import Contender, Setting
+from railwire.bench.contenders import CONTENDERS
 from railwire.bench.process import Ends, MissingContender, Run, RunnerError, start
 from railwire.bench.remote import Host, RemoteProcess
 from railwire.bench.scenarios import BUFFER_BYTES, GPU_BUFFER_BYTES, Scenario
