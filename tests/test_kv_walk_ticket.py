@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from railwire.kvcache.driver import Driver
 from railwire.kvcache.protocol import ticket as protocol
 from railwire.kvcache.protocol.messages import CANCELLED
 from railwire.kvcache.protocol.ticket import TicketState
@@ -184,3 +185,25 @@ def test_checksums_that_come_after_a_lost_source_end_nothing_twice() -> None:
         state, actions = protocol.step(state, event)
         ends += sum(isinstance(action, protocol.End) for action in actions)
     assert state.phase == "failed" and ends == 1
+
+
+def test_a_driver_finishes_a_step_before_the_next_and_lets_no_failure_stop_it() -> None:
+    """An action that feeds an event, and one that fails: the rest is carried out in order, then the failure is told."""
+    done: list[str] = []
+
+    def step(state: int, event: str) -> tuple[int, list[str]]:
+        return state + 1, [f"{event}{number}" for number in range(3)]
+
+    def perform(action: str) -> None:
+        done.append(action)
+        if action == "a0":
+            driver.feed("b")
+        if action == "a1":
+            raise ValueError("a1")
+
+    driver = Driver(0, step, perform)
+    with pytest.raises(ValueError, match="a1"):
+        driver.feed("a")
+    assert done == ["a0", "a1", "a2", "b0", "b1", "b2"] and driver.state == 2
+    driver.feed("c")
+    assert done[-1] == "c2"
