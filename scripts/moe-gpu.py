@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """On a CUDA machine: checks every MoE kernel against the reference, bit for bit, and measures packing and unpacking
-against the card's own copy rate. Needs torch, triton, numpy and railwire; prints a short table last. Exit status 0: all
-equal."""
+against the card's own copy rate; then scripts/moe-graph-gpu.py, two processes whose layers are captured. Needs torch,
+triton, numpy and railwire; prints short tables. Exit status 0: all equal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -302,6 +303,8 @@ def main() -> int:
         else:
             lines = done.stdout.splitlines()
             print("\n".join(line for line in lines if not line.startswith("      ")), flush=True)
+    if subprocess.run([sys.executable, str(Path(__file__).with_name("moe-graph-gpu.py"))], check=False).returncode:
+        failed.append("graphs of two processes")
     print("FAILED: " + ", ".join(failed) if failed else "all equal")
     return bool(failed)
 
