@@ -85,8 +85,9 @@ def expected(config: MoeConfig, x: torch.Tensor, ids: torch.Tensor, weights: tor
     return total.to(torch.bfloat16)
 
 
-def captured(run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what ``run`` launches, and what it returned. It has run twice before: everything is compiled."""
+def captured(group: GraphGroup, run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of what ``run`` launches, and what it returned. It has run twice before, with time for compiling."""
+    timeout, group.timeout = group.timeout, 60.0
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -94,6 +95,7 @@ def captured(run: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+    group.timeout = timeout
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = run()
@@ -109,7 +111,7 @@ def check_replays(me: Rank, config: MoeConfig, tokens: int, turns: int) -> list[
         def layer() -> torch.Tensor:
             return group.combine(me.experts(config, group.dispatch(x, ids)), weights)
 
-        graph, out = captured(layer)
+        graph, out = captured(group, layer)
         for turn in range(turns):
             for mine, other in zip((x, ids, weights), me.load(config, turn, tokens), strict=True):
                 mine.copy_(other)
@@ -136,7 +138,7 @@ def check_stop(me: Rank) -> str:
             group.dispatch(x, ids)
             return group.combine(y, weights)
 
-        graph, _ = captured(layer)
+        graph, _ = captured(group, layer)
         graph.replay()
         group.check()
         me.barrier()
@@ -183,7 +185,7 @@ def measure(me: Rank, tokens: int, experts: int, fp8: bool, nccl: bool) -> tuple
             group.dispatch(x, ids)
             group.combine(y, weights)
 
-        graph, _ = captured(layer)
+        graph, _ = captured(group, layer)
         me.barrier()
         whole = microseconds(me, graph.replay)
         group.check()

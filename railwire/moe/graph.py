@@ -83,7 +83,7 @@ class GraphGroup:
             to another one; 0: as many as it can (``max_tokens * min(top_k, local experts)``).
         rank, exchange: as for :class:`~railwire.moe.group.ExpertGroup`; all ranks must be there.
         device: of the tokens. ``cpu`` runs the kernels in Triton's interpreter, for tests.
-        timeout: seconds that a kernel waits for a rank. In the interpreter: looks, some 20,000 a second.
+        timeout: seconds that a kernel waits for a rank. In the interpreter: looks, 20,000 for a second.
 
     Raises:
         ConfigurationError: the ranks disagree, or the configuration cannot be.
@@ -102,17 +102,15 @@ class GraphGroup:
     ) -> None:
         if not 0 <= rank < config.ranks:
             raise ConfigurationError(f"rank is 0 to {config.ranks - 1}, not {rank}")
-        if not 0.001 <= timeout <= 3600:
-            raise ConfigurationError(f"timeout is between 0.001 and 3600 seconds, not {timeout}")
+        self.timeout = timeout
         self.sizes = GraphSizes.of(config)
-        self.config, self.rank, self.timeout = config, rank, timeout
+        self.config, self.rank = config, rank
         self._device = torch.device(device)
         self._raw = self._device.type == "cpu"
         if self._raw != INTERPRETED:
             raise ConfigurationError("device='cpu' is for Triton's interpreter (TRITON_INTERPRET=1), and only it")
         self._engine = engine
         self._backend = TritonBackend(self.sizes.geometry, device)
-        self._limit = int(timeout * (2e4 if self._raw else 1e9))
         s, g = self.sizes, self.sizes.geometry
         self._send, self._recv, self._results, self._returned = (
             torch.zeros(size, dtype=torch.uint8, device=self._device)
@@ -345,9 +343,10 @@ class GraphGroup:
     def _wait(self, words: int, behind_by: int, count: int, code: int, own: int) -> None:
         if words == 0:
             return
+        limit = int(self._timeout * (2e4 if self._raw else 1e6))
         late = self._late if count > 1 else self._late[1023:]
         gk.wait_all_kernel[(1,)](
-            words, self._state, behind_by, self._status, late, self._clock, self._limit, code, OWN=own, COUNT=count,
+            words, self._state, behind_by, self._status, late, self._clock, limit, code, OWN=own, COUNT=count,
             BLOCK=max(2, triton.next_power_of_2(count)), ASM=not self._raw, num_warps=1,
         )  # fmt: skip
 
@@ -355,6 +354,18 @@ class GraphGroup:
         return tensor.data_ptr() if self._raw else tensor.view(_WORDS[word])
 
     # ---- what went wrong ---------------------------------------------------------------------------------------------
+    @property
+    def timeout(self) -> float:
+        """Seconds that a kernel waits for a rank. What is launched (or captured) after a change has the new one: the
+        first layer compiles kernels, which takes some ranks seconds longer than others."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        if not 0.001 <= seconds <= 2000:
+            raise ConfigurationError(f"timeout is between 0.001 and 2000 seconds, not {seconds}")
+        self._timeout = seconds
+
     @property
     def generation(self) -> int:
         """Dispatches begun. Waits for the device."""

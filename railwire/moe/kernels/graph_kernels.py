@@ -49,7 +49,7 @@ def wait_all_kernel(
     BLOCK: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """One block that waits until ``COUNT`` 64-bit words in a row, all but number ``OWN``, have reached the generation
-    less ``behind_by``. It gives up after ``limit`` nanoseconds (in the interpreter: looks), or when a word says that
+    less ``behind_by``. It gives up after ``limit`` microseconds (in the interpreter: looks), or when a word says that
     its writer has failed (it is negative). Then ``status`` gets ``code``, and ``late[i]`` is 1 for those that are
     behind. The words are in pages that they have to themselves: ``BLOCK`` of them may be read. ``clock``: see
     ``wait_kernel``."""
@@ -71,7 +71,7 @@ def wait_all_kernel(
         tl.atomic_xchg(clock, _now())
         begin = tl.atomic_xchg(clock, _now())
         elapsed = begin - begin
-        while (behind > 0) & (failed == 0) & (elapsed < limit):
+        while (behind > 0) & (failed == 0) & (elapsed < limit.to(tl.int64) * 1000):
             seen = tl.inline_asm_elementwise(
                 "ld.acquire.sys.global.b64 $0, [$1];", "=l,l", [address], dtype=tl.int64, is_pure=False, pack=1
             )
