@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from railwire.weights import protocol as p
+from railwire.weights import lead_machine as lm
+from railwire.weights import messages as msg
+from railwire.weights import receiver_machine as rm
 
 DIGEST = b"d" * 16
 
@@ -21,8 +23,8 @@ class World:
     """All machines, and what is on the wire: one queue per direction and pair."""
 
     def __init__(self, in_place: bool) -> None:
-        self.lead = p.Lead({0: "t0", 1: "t1"})
-        self.receivers = {name: p.ReceiverMachine(DIGEST, in_place=in_place) for name in "ab"}
+        self.lead = lm.Lead({0: "t0", 1: "t1"})
+        self.receivers = {name: rm.ReceiverMachine(DIGEST, in_place=in_place) for name in "ab"}
         for name in "ab":
             self.lead.join(name, DIGEST, {"t0": 1, "t1": 1})
         self.wires: dict[tuple[str, str], deque[Any]] = {}
@@ -41,39 +43,39 @@ class World:
     def lead_do(self, actions: list[Any]) -> None:
         for action in actions:
             match action:
-                case p.ToReceiver(name, message):
+                case lm.ToReceiver(name, message):
                     self.put("lead", name, message)
-                case p.ToTrainer(rank, message):
+                case lm.ToTrainer(rank, message):
                     self.put("lead", rank, message)
-                case p.Decide():
+                case lm.Decide():
                     self.decision = "published"
                     self.lead_do(self.lead.decided(True))
-                case p.Done():
+                case lm.Done():
                     self.ended += 1
 
     def receiver_do(self, name: str, actions: list[Any]) -> None:
         machine = self.receivers[name]
         for action in actions:
             match action:
-                case p.Reply(message):
+                case rm.Reply(message):
                     self.put(name, "lead", message)
-                case p.Expect(attempt, _):
+                case rm.Expect(attempt, _):
                     self.memory[name], self.attempt_of[name] = set(), attempt
                     if machine.in_place:
                         self.served[name] = None
-                    self.put(name, "lead", p.Ready(attempt, 7))
-                case p.Apply(version):
+                    self.put(name, "lead", msg.Ready(attempt, 7))
+                case rm.Apply(version):
                     assert self.memory[name] == {0, 1}, "a version that is not whole is served"
                     assert self.decision == "published"
                     self.served[name] = version
-                case p.Drop(_, cut):
+                case rm.Drop(_, cut):
                     for rank in (0, 1):
                         if cut is None or f"t{rank}" in cut:
                             self.landing.pop((rank, name), None)
                     self.memory[name] = set()
                     assert not [k for k in self.landing if k[1] == name], "dropped while something may still land"
                     self.receiver_do(name, machine.dropped())
-                case p.Ask():
+                case rm.Ask():
                     self.receiver_do(name, machine.verdict(self.decision == "published"))
 
     def put(self, src: Any, dst: Any, message: Any) -> None:
@@ -112,45 +114,45 @@ class World:
 
     def finish_writing(self, rank: int, failed: dict[str, str]) -> None:
         if not [key for key in self.landing if key[0] == rank]:
-            self.put(rank, "lead", p.Wrote(self.lead.attempt, failed))
+            self.put(rank, "lead", msg.Wrote(self.lead.attempt, failed))
 
     def deliver(self, src: Any, dst: Any, message: Any) -> None:
         if dst == "lead":
             match message:
-                case p.Ready(attempt, imm):
+                case msg.Ready(attempt, imm):
                     self.lead_do(self.lead.ready(src, attempt, imm))
-                case p.Refused(attempt, why) | p.Broken(attempt, why):
+                case msg.Refused(attempt, why) | msg.Broken(attempt, why):
                     self.lead_do(self.lead.refused(src, attempt, why))
-                case p.Landed(attempt):
+                case msg.Landed(attempt):
                     self.lead_do(self.lead.landed(src, attempt))
-                case p.Published(attempt):
+                case msg.Published(attempt):
                     self.lead_do(self.lead.published_by(src, attempt))
-                case p.Aborted(attempt):
+                case msg.Aborted(attempt):
                     self.lead_do(self.lead.aborted(src, attempt))
-                case p.Arrived(version, attempt):
+                case msg.Arrived(version, attempt):
                     self.lead_do(self.lead.arrived(src, version, attempt))
-                case p.Wrote():
+                case msg.Wrote():
                     self.lead_do(self.lead.wrote(src, message))
         elif dst in self.receivers:
             machine = self.receivers[dst]
-            actions = {p.Begin: machine.begin, p.Publish: machine.publish, p.Abort: machine.abort}[type(message)](
+            actions = {msg.Begin: machine.begin, msg.Publish: machine.publish, msg.Abort: machine.abort}[type(message)](
                 message
             )
             self.receiver_do(dst, actions)
         else:
             match message:
-                case p.Prepare(version, attempt, _):
-                    self.put(dst, "lead", p.Arrived(version, attempt))
-                case p.Go(_, attempt, imms):
+                case msg.Prepare(version, attempt, _):
+                    self.put(dst, "lead", msg.Arrived(version, attempt))
+                case msg.Go(_, attempt, imms):
                     for name in imms:
                         if name in self.alive:
                             self.landing[dst, name] = attempt
                     self.finish_writing(dst, {})
-                case p.Stop(attempt):
+                case msg.Stop(attempt):
                     if [key for key in self.landing if key[0] == dst]:
                         for name in "ab":
                             self.landing.pop((dst, name), None)  # cancelled, and confirmed
-                        self.put(dst, "lead", p.Wrote(attempt, {"": "stopped"}))
+                        self.put(dst, "lead", msg.Wrote(attempt, {"": "stopped"}))
 
     def kill(self, who: Any) -> None:
         self.alive.discard(who)
@@ -231,7 +233,7 @@ def test_random_orders_and_several_losses(request: pytest.FixtureRequest) -> Non
 
 
 def test_time_outs_name_whom_they_waited_for() -> None:
-    lead = p.Lead({0: "t0", 1: "t1"})
+    lead = lm.Lead({0: "t0", 1: "t1"})
     lead.join("a", DIGEST, {"t0": 1, "t1": 1})
     lead.start(1)
     lead.arrived(0, 1, 1)
@@ -246,25 +248,30 @@ def test_time_outs_name_whom_they_waited_for() -> None:
     for rank in (0, 1):
         lead.arrived(rank, 1, 3)
     lead.ready("a", 3, 5)
-    lead.wrote(0, p.Wrote(3, {}))
+    lead.wrote(0, msg.Wrote(3, {}))
     actions = lead.timed_out()
-    assert lead.phase == "stopping" and p.ToTrainer(1, p.Stop(3)) in actions
+    assert lead.phase == "stopping" and lm.ToTrainer(1, msg.Stop(3)) in actions
     actions = lead.timed_out()
-    assert p.ToReceiver("a", p.Abort(3, ("t1",))) in actions  # rank 1 never said that it is quiet
+    assert lm.ToReceiver("a", msg.Abort(3, ("t1",))) in actions  # rank 1 never said that it is quiet
     done = lead.aborted("a", 3)[-1]
-    assert isinstance(done, p.Done) and any("rank 1" in text for text in done.problems)
+    assert isinstance(done, lm.Done) and any("rank 1" in text for text in done.problems)
 
 
 def test_messages_from_elsewhere() -> None:
-    for message in (p.Begin(1, 2, DIGEST, {"a": 3}), p.Wrote(1, {"": "x"}), p.End(1, 2, ("x",)), p.Abort(3, ())):
-        assert p.decode(p.encode(message)) == message
-    for garbage in (b"", b"RWW1", b"RWW1\xc1", b"xxxx" + p.encode(p.Stop(1))[4:], p.encode(p.Stop(1))[:-1]):
+    for message in (
+        msg.Begin(1, 2, DIGEST, {"a": 3}),
+        msg.Wrote(1, {"": "x"}),
+        msg.End(1, 2, ("x",)),
+        msg.Abort(3, ()),
+    ):
+        assert msg.decode(msg.encode(message)) == message
+    for garbage in (b"", b"RWW1", b"RWW1\xc1", b"xxxx" + msg.encode(msg.Stop(1))[4:], msg.encode(msg.Stop(1))[:-1]):
         with pytest.raises(ValueError):
-            p.decode(garbage)
-    machine = p.ReceiverMachine(DIGEST, in_place=False)
-    for actions in (machine.publish(p.Publish(1, 1)), machine.landed(1), machine.dropped(), machine.verdict(True)):
+            msg.decode(garbage)
+    machine = rm.ReceiverMachine(DIGEST, in_place=False)
+    for actions in (machine.publish(msg.Publish(1, 1)), machine.landed(1), machine.dropped(), machine.verdict(True)):
         assert actions == []
-    assert machine.abort(p.Abort(5, ())) == [p.Reply(p.Aborted(5))]
-    machine.begin(p.Begin(4, 1, DIGEST, {}))
-    again = machine.begin(p.Begin(5, 2, DIGEST, {}))
+    assert machine.abort(msg.Abort(5, ())) == [rm.Reply(msg.Aborted(5))]
+    machine.begin(msg.Begin(4, 1, DIGEST, {}))
+    again = machine.begin(msg.Begin(5, 2, DIGEST, {}))
     assert "is receiving version 4" in again[0].message.reason  # type: ignore[union-attr]

@@ -233,6 +233,51 @@ def test_updates_are_exact_and_versions_follow(bed: Bed, mode: str) -> None:
     assert [model.receiver.version for model in models] == [5, 5]
 
 
+def test_a_live_tensor_that_was_replaced_is_named(bed: Bed) -> None:
+    world = World(bed, 2)
+    model = Model(bed, "r")
+    other = Model(bed, "o", live=lambda: other.live)
+    world.trainers[0].await_receivers(2)
+    good(world.update(1))
+    kept = other.live["norm"]
+    other.live["norm"] = kept.clone()  # as a module's parameter is replaced after loading
+    for problem in world.update(2):
+        assert isinstance(problem, UpdateError) and re.search(r"receiver o\b.*norm: has been replaced", str(problem))
+    assert [one.receiver.version for one in (model, other)] == [1, 1]
+    other.live["norm"] = kept
+    model.live["qk"].data = model.live["qk"].t().contiguous().t()  # the same shape, packed otherwise
+    for problem in world.update(3):
+        assert isinstance(problem, UpdateError) and re.search(r"receiver r\b.*qk: has been replaced", str(problem))
+
+
+def test_100_000_runs_are_one_submission(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 100_000
+    whole = torch.arange(rows * 64, dtype=torch.int32).view(rows, 64)
+    engine, calls = bed.engine(), []
+    trainer = Trainer(
+        engine, bed.rendezvous(), describe_boxes("t", {"w": Box(whole, (rows, 64), (0, 0))}),
+        rank=0, world_size=1, epoch=1, timeout=30.0,
+    )  # fmt: skip
+    live = {"w": torch.zeros(rows, 32, dtype=torch.int32)}
+    receiver = Receiver(
+        bed.engine(), bed.rendezvous(), "r",
+        lambda checkpoint: record("r", lambda ws: [live["w"].copy_(w[:, 32:]) for _, w in ws], checkpoint, live),
+    )  # fmt: skip
+    bed.things += [trainer, receiver]
+    trainer.await_receivers(1)
+    write_pages = TransferEngine.write_pages
+
+    def counted(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        calls.append(args)
+        return write_pages(self, *args, **kwargs)
+
+    monkeypatch.setattr(TransferEngine, "write_pages", counted)
+    trainer.update(1)
+    receiver.wait(1, 10)
+    assert len(calls) == 1 and calls[0][1].runs[0] * len(calls[0][1]) == rows
+    assert torch.equal(live["w"], whole[:, 32:])
+
+
 def test_fp8_and_casts_on_the_way_within_the_watermark(bed: Bed) -> None:
     world = World(bed, 4, staging_bytes=60_000)
     model = Model(bed, "r", fp8=True)

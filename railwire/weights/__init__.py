@@ -1,9 +1,10 @@
 """RL weight updates: every trainer rank writes straight into every inference rank.
 
 Start with docs/weights.md. Geometry (what goes where; numpy only): ``placements``, ``tables``, ``matching``,
-``cutting``, ``cover``, ``plan``. From torch's tensors to tables: ``memory``, ``source``, ``recording``. Protocol (pure
-machines): ``protocol``. Shells: ``rendezvous``, ``lead``, ``trainer``, ``receiver``; a trainer's work: ``writing``,
-``staging``, ``quantize``. What imports torch is imported when it is first asked for.
+``cutting``, ``cover``, ``plan``. From torch's tensors to tables: ``memory``, ``source``, ``recording``, ``rules``.
+Protocol: ``messages``, and the pure machines ``lead_machine`` and ``receiver_machine``. Shells: ``rendezvous``,
+``lead``, ``trainer``, ``receiver``; a trainer's work: ``writing``, ``staging``, ``quantize``. What imports torch is
+imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from railwire.weights.tables import Held, RankTable
 if TYPE_CHECKING:
     from railwire.weights.receiver import Receiver
     from railwire.weights.recording import Destination, record
+    from railwire.weights.rules import Rule, llama_rules, rule_loader
     from railwire.weights.source import Box, Source, describe, describe_boxes
     from railwire.weights.trainer import Report, Trainer
 
@@ -32,6 +34,9 @@ _WITH_TORCH = {
     "Receiver": "receiver",
     "Destination": "recording",
     "record": "recording",
+    "Rule": "rules",
+    "llama_rules": "rules",
+    "rule_loader": "rules",
     "Box": "source",
     "Source": "source",
     "describe": "source",
@@ -65,6 +70,7 @@ __all__ = [
     "Rendezvous",
     "RendezvousError",
     "Report",
+    "Rule",
     "Source",
     "Trainer",
     "UpdateError",
@@ -72,6 +78,8 @@ __all__ = [
     "compute",
     "describe",
     "describe_boxes",
+    "llama_rules",
     "record",
+    "rule_loader",
     "tcp_store",
 ]

@@ -1,4 +1,4 @@
-"""The lead's shell: carries out what the :class:`~railwire.weights.protocol.Lead` machine says, in trainer rank 0.
+"""The lead's shell: carries out what the :class:`~railwire.weights.lead_machine.Lead` machine says, in trainer rank 0.
 
 It alone looks for new receivers, computes plans, and records decisions. Everything happens on its loop's thread.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from railwire.errors import RailwireError
-from railwire.weights import protocol
+from railwire.weights import lead_machine, messages
 from railwire.weights.cohort import CohortInfo, ReceiverInfo, TrainerInfo, member, name_of, pack, table_of, unpack
 from railwire.weights.errors import PlanError, RendezvousError, WeightsError
 from railwire.weights.loop import Loop
@@ -45,7 +45,7 @@ class LeadShell:
         rendezvous: Rendezvous,
         epoch: int,
         world_size: int,
-        tell: Callable[[int, protocol.Message], None],
+        tell: Callable[[int, messages.Message], None],
         *,
         timeout: float,
         allow_extra: bool,
@@ -62,7 +62,7 @@ class LeadShell:
             self.trainers[rank] = info
             self._tables.append(table_of(info))
         self.rank_of = {info.incarnation: rank for rank, info in self.trainers.items()}
-        self._machine = protocol.Lead(
+        self._machine = lead_machine.Lead(
             {rank: info.incarnation for rank, info in self.trainers.items()}, checksum=checksum
         )
         self._peers: dict[str, Peer] = {}
@@ -106,7 +106,7 @@ class LeadShell:
 
         self._loop.soon(do)
 
-    def message(self, peer: Peer | None, rank: int | None, message: protocol.Message) -> None:
+    def message(self, peer: Peer | None, rank: int | None, message: messages.Message) -> None:
         """From a receiver or a trainer; ``rank`` where it is our own."""
         self._loop.soon(lambda: self._handle(peer, rank, message))
 
@@ -120,7 +120,7 @@ class LeadShell:
         except (WeightsError, RailwireError) as error:
             problem = f"receivers that joined cannot be planned for: {error}"
             for rank in self.trainers:
-                self._tell(rank, protocol.End(version, self._machine.attempt, (problem,)))
+                self._tell(rank, messages.End(version, self._machine.attempt, (problem,)))
             return
         self._do(self._machine.start(version, only_new=only_new))
 
@@ -198,45 +198,45 @@ class LeadShell:
     def _late(self) -> None:
         self._do(self._machine.timed_out())
 
-    def _handle(self, peer: Peer | None, rank: int | None, message: protocol.Message) -> None:
+    def _handle(self, peer: Peer | None, rank: int | None, message: messages.Message) -> None:
         machine = self._machine
         if rank is None and peer is not None:
             rank = self.rank_of.get(peer.incarnation.hex())
         if rank is not None:
             match message:
-                case protocol.Arrived(version, attempt, problem):
+                case messages.Arrived(version, attempt, problem):
                     self._do(machine.arrived(rank, version, attempt, problem))
-                case protocol.Wrote():
+                case messages.Wrote():
                     self._do(machine.wrote(rank, message))
             return
         name = next((n for n, p in self._peers.items() if peer is not None and p.incarnation == peer.incarnation), None)
         if name is None:
             return
         match message:
-            case protocol.Ready(attempt, imm):
+            case messages.Ready(attempt, imm):
                 self._do(machine.ready(name, attempt, imm))
-            case protocol.Refused(attempt, reason) | protocol.Broken(attempt, reason):
+            case messages.Refused(attempt, reason) | messages.Broken(attempt, reason):
                 self._do(machine.refused(name, attempt, reason))
-            case protocol.Landed(attempt, checksum):
+            case messages.Landed(attempt, checksum):
                 self._do(machine.landed(name, attempt, checksum))
-            case protocol.Published(attempt):
+            case messages.Published(attempt):
                 self._do(machine.published_by(name, attempt))
-            case protocol.Aborted(attempt):
+            case messages.Aborted(attempt):
                 self._do(machine.aborted(name, attempt))
 
-    def _do(self, actions: list[protocol.LeadAction]) -> None:
+    def _do(self, actions: list[lead_machine.LeadAction]) -> None:
         for action in actions:
             match action:
-                case protocol.ToReceiver(name, message):
+                case lead_machine.ToReceiver(name, message):
                     peer = self._peers.get(name)
                     if peer is not None:
                         with contextlib.suppress(RailwireError):  # its loss follows
-                            self._engine.send(peer, protocol.encode(message))
-                case protocol.ToTrainer(rank, message):
+                            self._engine.send(peer, messages.encode(message))
+                case lead_machine.ToTrainer(rank, message):
                     self._tell(rank, message)
-                case protocol.Decide(version, attempt):
+                case lead_machine.Decide(version, attempt):
                     self._decide(version, attempt)
-                case protocol.Done():
+                case lead_machine.Done():
                     pass
         machine = self._machine
         if (machine.phase, machine.attempt) != self._seen:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from railwire.errors import FenceError, RailwireError
-from railwire.weights import protocol
+from railwire.weights import messages, receiver_machine
 from railwire.weights.checksum import pages_sum
 from railwire.weights.cohort import CohortInfo, ReceiverInfo, pack, unpack
 from railwire.weights.errors import PlanError, RendezvousError
 from railwire.weights.loop import Loop
 from railwire.weights.meeting import await_peers
 from railwire.weights.plan import Plan
-from railwire.weights.protocol import ReceiverMachine
+from railwire.weights.receiver_machine import ReceiverMachine
 from railwire.weights.recording import Destination
 from railwire.weights.rendezvous import Rendezvous
 
@@ -52,6 +52,9 @@ class Receiver:
         mode: see above.
         on_begin, on_publish: called on the receiver's thread before the first byte may land, and when a version has
             become the one that is served (under the lock).
+        live: gives the engine's tensors as they are now, by the names that ``describe`` used; None: those that it gave.
+            One that has been replaced, moved or packed since then refuses the next update, by name: what would be
+            written is what nobody serves. Looked at before each update.
         timeout: seconds that an update may take.
     """
 
@@ -65,6 +68,7 @@ class Receiver:
         mode: Literal["staged", "in_place"] = "staged",
         on_begin: Callable[[int], object] | None = None,
         on_publish: Callable[[int], object] | None = None,
+        live: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         timeout: float = 300.0,
     ) -> None:
         if mode not in ("staged", "in_place"):
@@ -73,6 +77,8 @@ class Receiver:
         self._engine, self._rendezvous, self._describe = engine, rendezvous, describe
         self._in_place = mode == "in_place"
         self._on_begin, self._on_publish, self._timeout = on_begin, on_publish, timeout
+        self._live = live
+        self._layouts: dict[str, tuple[object, ...]] = {}
         self._serving = threading.RLock()
         self._changed = threading.Condition()
         self._version: int | None = None
@@ -189,6 +195,7 @@ class Receiver:
         destination = self._describe(shapes)
         destination.table = msgspec.structs.replace(destination.table, rank=self.name)
         destination.table.check()
+        self._layouts = {name: _layout(tensor) for name, tensor in destination.parameters.items()}
         buffers = destination.storages.buffers
         self._shadows = buffers if self._in_place else [torch.zeros_like(buffer) for buffer in buffers]
         regions = [self._engine.register(buffer) for buffer in self._shadows]
@@ -196,7 +203,7 @@ class Receiver:
         self._extents = extents(destination)
         self._regions, self._destination, self._checkpoint = list(regions), destination, checkpoint
 
-    def _plan(self, begin: protocol.Begin) -> None:
+    def _plan(self, begin: messages.Begin) -> None:
         """The part of the plan that writes here, from the store; checked before the first byte."""
         assert self._machine is not None
         if self._part is not None and self._machine.digest == begin.digest:
@@ -207,10 +214,23 @@ class Receiver:
         check_part(part, cohort.receivers.index(self._slot), self._extents)
         self._part, self._machine.digest = part, cohort.digest
 
+    def _check_live(self) -> None:
+        """Raises PlanError, naming each tensor that no longer lies where it was described."""
+        assert self._destination is not None
+        now = self._destination.parameters if self._live is None else self._live()
+        problems = []
+        for name, layout in self._layouts.items():
+            if name not in now:
+                problems.append(f"{name}: is gone since the plan was made")
+            elif _layout(now[name]) != layout:
+                problems.append(f"{name}: has been replaced, moved or packed since the plan was made")
+        if problems:
+            raise PlanError(problems)
+
     # ---- events ------------------------------------------------------------------------------------------------------
     def _on_message(self, peer: Peer, data: bytes) -> None:
         try:
-            message = protocol.decode(data)
+            message = messages.decode(data)
         except ValueError as error:
             log.warning("receiver %s: dropped a message of %s: %s", self.name, peer.name, error)
             return
@@ -220,17 +240,18 @@ class Receiver:
         machine = self._machine
         if machine is None or self._lead is None or peer.incarnation != self._lead.incarnation:
             return
-        if isinstance(message, protocol.Begin):
+        if isinstance(message, messages.Begin):
             try:
+                self._check_live()
                 self._plan(message)
             except (RailwireError, ValueError) as error:
-                self._reply(protocol.Refused(message.attempt, str(error)))
+                self._reply(messages.Refused(message.attempt, str(error)))
                 return
             self._check = message.checksum
             self._do(machine, machine.begin(message))
-        elif isinstance(message, protocol.Publish):
+        elif isinstance(message, messages.Publish):
             self._do(machine, machine.publish(message))
-        elif isinstance(message, protocol.Abort):
+        elif isinstance(message, messages.Abort):
             self._do(machine, machine.abort(message))
 
     def _lead_lost(self, machine: ReceiverMachine) -> None:
@@ -238,18 +259,18 @@ class Receiver:
             self._do(machine, machine.lead_lost())
         self._look()
 
-    def _do(self, machine: ReceiverMachine, actions: list[protocol.ReceiverAction]) -> None:
+    def _do(self, machine: ReceiverMachine, actions: list[receiver_machine.ReceiverAction]) -> None:
         for action in actions:
             match action:
-                case protocol.Reply(message):
+                case receiver_machine.Reply(message):
                     self._reply(message)
-                case protocol.Expect(attempt, arrivals):
+                case receiver_machine.Expect(attempt, arrivals):
                     self._expect(machine, attempt, arrivals)
-                case protocol.Apply(version):
+                case receiver_machine.Apply(version):
                     self._apply(version)
-                case protocol.Drop(attempt, cut):
+                case receiver_machine.Drop(attempt, cut):
                     self._drop(machine, cut)
-                case protocol.Ask(version, attempt):
+                case receiver_machine.Ask(version, attempt):
                     self._ask(machine, version, attempt)
         if machine.version is None and self._version is not None:
             with self._changed:
@@ -259,7 +280,7 @@ class Receiver:
     def _reply(self, message: object) -> None:
         if self._lead is not None:
             with contextlib.suppress(RailwireError):
-                self._engine.send(self._lead, protocol.encode(message))  # type: ignore[arg-type]
+                self._engine.send(self._lead, messages.encode(message))  # type: ignore[arg-type]
 
     def _expect(self, machine: ReceiverMachine, attempt: int, arrivals: dict[str, int]) -> None:
         self._began = time.monotonic()
@@ -280,9 +301,9 @@ class Receiver:
             counter.reset()
             self._expectation = counter.expect(total, list(self._writers.values()) or None, self._timeout)
         except (RailwireError, ValueError, TimeoutError) as error:
-            self._reply(protocol.Refused(attempt, str(error)))
+            self._reply(messages.Refused(attempt, str(error)))
             return
-        self._reply(protocol.Ready(attempt, self._imm))
+        self._reply(messages.Ready(attempt, self._imm))
 
         def ended(expectation: Expectation) -> None:
             error = expectation.exception()
@@ -348,6 +369,10 @@ class Receiver:
             log.error("receiver %s: %s: version %d is dropped", self.name, error, version)
             published = False
         self._do(machine, machine.verdict(published))
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def extents(destination: Destination) -> list[list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ import torch
 
 from railwire.errors import RailwireError
 from railwire.memory import RemoteRegion
-from railwire.weights import protocol
+from railwire.weights import messages
 from railwire.weights.cohort import CohortInfo, ReceiverInfo, TrainerInfo, member, pack, unpack
 from railwire.weights.errors import PlanError, RendezvousError, UpdateError, WeightsError
 from railwire.weights.lead import LeadShell
@@ -94,7 +94,7 @@ class Trainer:
             else describe(f"trainer {self.rank}", parameters, rename=rename)
         )
         self._writer = Writer(engine, source, staging_bytes, checksum=checksum)
-        self._inbox: queue.SimpleQueue[protocol.Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._works: dict[int, Work] = {}
         self._addresses: dict[str, bytes] = {}
         self._lead: LeadShell | None = None
@@ -164,13 +164,13 @@ class Trainer:
             except queue.Empty:
                 raise UpdateError(version, ["the lead says nothing: has rank 0 called update()?"]) from None
             match message:
-                case protocol.Prepare(_, attempt, cohorts):
+                case messages.Prepare(_, attempt, cohorts):
                     self._prepare(attempt, version, cohorts)
-                case protocol.Go(_, attempt, imms):
+                case messages.Go(_, attempt, imms):
                     outcome = self._write(attempt, imms, progress)
-                case protocol.Stop(attempt):
+                case messages.Stop(attempt):
                     pass  # it came after we had finished
-                case protocol.End(ended, _, problems):
+                case messages.End(ended, _, problems):
                     if 0 <= ended < version:
                         continue  # the lead has given up an earlier version, and is on its way to ours
                     if problems:
@@ -215,7 +215,7 @@ class Trainer:
                 # One that cannot be reached is found out by the receiver, or is about to be lost.
                 with contextlib.suppress(RailwireError):
                     self._engine.connect(self._addresses[target.name], self._engine.liveness)
-        self._answer(protocol.Arrived(version, attempt, problem[:1000]))
+        self._answer(messages.Arrived(version, attempt, problem[:1000]))
 
     def _load(self, number: int) -> Work:
         cohort = unpack(self._rendezvous.get(f"{self.epoch}/cohorts/{number}", self._timeout), CohortInfo)
@@ -235,20 +235,20 @@ class Trainer:
             tuple(self._works.values()), imms, stopped=lambda: self._stopped >= attempt, progress=progress
         )
         failed = {name: why[:300] for name, why in outcome.failed.items()}
-        self._answer(protocol.Wrote(attempt, failed, outcome.unquiet, dict(outcome.checksums)))
+        self._answer(messages.Wrote(attempt, failed, outcome.unquiet, dict(outcome.checksums)))
         return outcome
 
-    def _answer(self, message: protocol.Message) -> None:
+    def _answer(self, message: messages.Message) -> None:
         if self._lead is not None:
             self._lead.message(None, self.rank, message)
         elif self._lead_peer is not None:
             with contextlib.suppress(RailwireError):
-                self._engine.send(self._lead_peer, protocol.encode(message))
+                self._engine.send(self._lead_peer, messages.encode(message))
 
     # ---- messages, on the dispatcher ---------------------------------------------------------------------------------
     def _on_message(self, peer: Peer, data: bytes) -> None:
         try:
-            message = protocol.decode(data)
+            message = messages.decode(data)
         except ValueError as error:
             log.warning("trainer %d: dropped a message of %s: %s", self.rank, peer.name, error)
             return
@@ -257,12 +257,12 @@ class Trainer:
         elif self._lead_peer is not None and peer.incarnation == self._lead_peer.incarnation:
             self._take(message)
 
-    def _take(self, message: protocol.Message) -> None:
-        if isinstance(message, protocol.Stop):
+    def _take(self, message: messages.Message) -> None:
+        if isinstance(message, messages.Stop):
             self._stopped = max(self._stopped, message.attempt)
         self._inbox.put(message)
 
-    def _tell(self, rank: int, message: protocol.Message) -> None:
+    def _tell(self, rank: int, message: messages.Message) -> None:
         """The lead speaks to a trainer."""
         if rank == self.rank:
             self._take(message)
@@ -270,7 +270,7 @@ class Trainer:
         peer = self._trainer_peers.get(rank)
         if peer is not None:
             with contextlib.suppress(RailwireError):  # its loss follows
-                self._engine.send(peer, protocol.encode(message))
+                self._engine.send(peer, messages.encode(message))
 
     def _await_trainers(self) -> None:
         lead = self._lead
@@ -283,7 +283,7 @@ class Trainer:
     def _lead_lost(self, why: str) -> None:
         self._stopped = 1 << 62
         self._ended = f"rank 0, which leads, is lost: {why}"
-        self._inbox.put(protocol.End(-1, -1, (self._ended,)))
+        self._inbox.put(messages.End(-1, -1, (self._ended,)))
 
 
 def _epoch(rendezvous: Rendezvous, rank: int, size: int, given: int | None, distributed: bool) -> int:
