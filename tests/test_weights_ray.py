@@ -30,7 +30,7 @@ class TrainerActor:
         self.engine = TransferEngine(nics=["tcp://127.0.0.1"], secret="s")
         source = describe_boxes(f"trainer {rank}", {"w": Box(self.part, SHAPE, (32 * rank, 0))})
         rendezvous = Rendezvous(RayStore(store), secret="s")
-        self.trainer = Trainer(self.engine, rendezvous, source, rank=rank, world_size=2, epoch=1, timeout=60)
+        self.trainer = Trainer(self.engine, rendezvous, source, rank=rank, world_size=2, epoch=1, timeout=150)
 
     def update(self, version: int) -> int:
         self.part.copy_(whole(version)[32 * self.rank :][:32])
@@ -73,19 +73,20 @@ class ReceiverActor:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # five processes import torch
 def test_two_trainers_and_two_receivers_are_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     from railwire.weights import MemoryStore
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster of this machine, that leaves no token behind
-    path = os.pathsep.join(os.path.dirname(os.path.dirname(m)) for m in (ray.__file__, __file__))
-    environment = {"PYTHONPATH": os.pathsep.join([path, os.path.dirname(__file__)])}
+    paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     ray.init(num_cpus=5, include_dashboard=False, object_store_memory=100 << 20, runtime_env={"env_vars": environment})
     try:
         store = ray.remote(MemoryStore).remote()
         receivers = [ray.remote(ReceiverActor).remote(rank, store) for rank in range(2)]
         trainers = [ray.remote(TrainerActor).remote(rank, store) for rank in range(2)]
         for version in (1, 2):
-            sent = ray.get([one.update.remote(version) for one in trainers], timeout=120)
+            sent = ray.get([one.update.remote(version) for one in trainers], timeout=200)
             assert sent == [32 * 32 * 4] * 2
             assert ray.get([one.right.remote(version) for one in receivers], timeout=60) == [True, True]
         ray.get([one.close.remote() for one in (*trainers, *receivers)], timeout=60)
