@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from railwire.bench.weights_bench import Figures, predict
+from railwire.bench.weights_child import shapes
 from railwire.weights.models import MODELS, default_layout, receiver_tables, tensors, trainer_tables
 from railwire.weights.plan import Plan, compute
 from railwire.weights.simulate import Costs, simulate
@@ -49,3 +51,12 @@ def test_two_levels_of_receivers_get_equal_loads(plan: Plan) -> None:
     assert sent < 2  # sixteen experts over sixteen ranks, three layers: too few to be even
     with pytest.raises(ValueError, match="must be positive"):
         simulate(plan, nic_gbps=0)
+
+
+def test_the_prediction_beside_a_measurement_is_physics_and_overheads() -> None:
+    """`railwire bench weights` compares with this: the engine's own bandwidth, as many bytes, then what is on top."""
+    nbytes = 2 * sum(rows * columns for rows, columns in shapes(50).values())
+    engine = Figures("engine", (0.1, 0.2, 0.3), nbytes)
+    for trainers, receivers in ((2, 2), (4, 2), (2, 1)):
+        seconds = predict(engine, trainers=trainers, receivers=receivers, megabytes=50)
+        assert 0.2 < seconds < 0.23

@@ -62,6 +62,37 @@ def measure(
     return merged
 
 
+def predict(engine: Figures, *, trainers: int, receivers: int, megabytes: int) -> float:
+    """Seconds that the simulator gives for Railwire's update, over NICs with the bandwidth that the bare engine had.
+
+    Args:
+        engine: measured in the same run with the same numbers of processes.
+    """
+    import torch
+
+    from railwire.bench.weights_child import Live, shapes
+    from railwire.weights import Box, compute, describe_boxes, record
+    from railwire.weights.simulate import simulate
+
+    model = shapes(megabytes)
+    sources = []
+    for rank in range(trainers):
+        boxes = {}
+        for name, (rows, columns) in model.items():
+            part = rows // trainers
+            boxes[name] = Box(torch.empty(part, columns, dtype=torch.bfloat16), (rows, columns), (rank * part, 0))
+        sources.append(describe_boxes(f"trainer {rank}", boxes).table)
+    destinations = []
+    for rank in range(receivers):
+        live = Live(model, rank, receivers)
+        wanted = {name: (shape, torch.bfloat16) for name, shape in model.items()}
+        destinations.append(record(f"receiver {rank}", live.load, wanted, live.tensors).table)
+    # Both sides have one NIC a process: the fuller side is what the engine's seconds were spent on.
+    share = engine.nbytes / min(trainers, receivers)
+    plan = compute(sources, destinations)
+    return simulate(plan, nic_gbps=share * 8e-9 / engine.median, step=engine.median / 1000).seconds
+
+
 def _run(name: str, nic: str, trainers: int, receivers: int, megabytes: int, rounds: int, peer_python: str) -> Figures:
     from railwire.weights import tcp_store
 

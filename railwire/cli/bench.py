@@ -298,7 +298,7 @@ def weights(
     import msgspec
     from rich.table import Table
 
-    from railwire.bench.weights_bench import NEEDS_GPU, RUN_HERE, measure
+    from railwire.bench.weights_bench import NEEDS_GPU, RUN_HERE, measure, predict
 
     others = _names(against, (*RUN_HERE[1:], *NEEDS_GPU), "--against")
     console = _console(stderr=json)
@@ -323,6 +323,13 @@ def weights(
             size = f"{one.nbytes / 1e6:.0f} MB"
             table.add_row(one.contender, size, f"{one.median * 1e3:.0f} ms", f"{one.gbytes_per_s:.2f}", ratio)
         console.print(table)
+        engine = next((one for one in found if one.contender == "engine" and not one.problem), None)
+        if engine is not None and base.seconds:
+            seconds = predict(engine, trainers=trainers, receivers=receivers, megabytes=megabytes)
+            console.print(
+                f"The simulator gives railwire {seconds * 1e3:.0f} ms with the engine's bandwidth: measured is "
+                f"{base.median / seconds:.2f} times as much."
+            )
     if found[0].problem or found[0].right is False:
         console.print("[bold red]Railwire's update failed, or the weights were not what they should be.[/]")
         raise typer.Exit(1)
