@@ -29,6 +29,8 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
       link->nic = nics_[wanted.local_nic].get();
       link->ends.local_nic = wanted.local_nic;
       link->ends.remote_nic = wanted.remote_nic;
+      link->state.initiator = initiator;
+      link->state.resumable = link->nic->info().resumable;
       link->link = link->nic->create_link();
       link->own_address = link->link->address();
       link->control = control_addresses_.take(wanted.local_nic, wanted.remote_control);
@@ -48,7 +50,6 @@ std::shared_ptr<Peer> Engine::create_peer(uint64_t connection, bool initiator, s
       rails.local_nics |= uint64_t{1} << wanted.local_nic;
       ++rails.limits.links;
       rails.limits.max_write_bytes = std::min(rails.limits.max_write_bytes, nic.max_write_bytes);
-      peer->all_links_fence &= link->nic->info().closing_fences;
       peer->links.push_back(std::move(link));
     }
     const auto lock = lock_driver();
@@ -107,13 +108,14 @@ void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int6
   peer.in_setup = false;
   if (peer.ended()) {
     for (const auto& link : peer.links) link->link->close();
-    next_tick_ = 0;
+    look_at(peer, 0);
     throw NicError("peer " + peer.name + " has ended while it was being connected: " + peer.end_reason.message);
   }
   if (!problem.empty()) throw NicError(problem);
   const int64_t now = now_ns();
   for (auto& link : peer.links) {
-    link->up = link->reachable = link->ever_up = true;
+    link_event(*link, LinkEvent::kConnected);
+    link->reachable = true;
     link->last_heard = link->last_progress = link->up_since = now;
     // Many peers are not pinged all in one moment: their answers would come in one, too.
     const auto share = static_cast<int64_t>((peer.id + link->index) % kPingShares);
@@ -127,7 +129,7 @@ void Engine::activate_peer(Peer& peer, const std::vector<LinkHalf>& remote, int6
   const auto keep = peer.shared_from_this();
   take_early_records(peer);
   note_due(peer);
-  next_tick_ = 0;
+  look_at(peer, 0);
   if (worker_rest_.load() != Rest::kNone) worker_bell_.ring();
 }
 

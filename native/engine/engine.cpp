@@ -48,7 +48,7 @@ void Engine::peer_rails(Peer& peer, std::vector<std::tuple<std::string, bool, ui
   const auto lock = lock_driver();
   for (const RailSet& rails : peer.sets) {
     const auto first = peer.links.begin() + rails.first;
-    const auto up = std::count_if(first, first + rails.count, [](const auto& link) { return link->up; });
+    const auto up = std::count_if(first, first + rails.count, [](const auto& link) { return link->up(); });
     out.emplace_back(rails.kind, rails.usable.load(), rails.count, static_cast<uint32_t>(up));
   }
 }
@@ -181,8 +181,12 @@ void Engine::close(int64_t timeout_ns) {
   {
     const auto lock = lock_driver();
     end_stuck_transfers(reason);
+    for (const auto& peer : peers_) {
+      if (!peer->fence_told) tell_of_fence(*peer);  // with their links gone
+    }
     watchers = watchers_;
     end_watchers();
+    due_.clear();
     peers_.clear();
     by_id_.clear();
     by_connection_.clear();

@@ -19,6 +19,7 @@
 #include <tuple>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "engine/address_space.h"
@@ -30,12 +31,12 @@
 #include "engine/memory.h"
 #include "engine/mpsc.h"
 #include "engine/peer.h"
-#include "engine/setup_thread.h"
 #include "engine/share_end.h"
 #include "engine/transfer.h"
 #include "engine/watcher.h"
 #include "nic/nic.h"
 #include "nic/quick_lock.h"
+#include "nic/setup_thread.h"
 
 namespace railwire {
 
@@ -150,6 +151,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::vector<std::pair<std::shared_ptr<Peer>, Peer::Stats>> peers;
     uint64_t submitted = 0, done = 0, failed = 0, cancelled = 0, active = 0, units = 0, pending_expectations = 0;
     uint64_t bad_frames = 0, loops = 0, sleeps = 0, inline_drives = 0, regions = 0, control_addresses = 0;
+    uint64_t peer_looks = 0;  // at single peers, because of a timer or because something of theirs was due
     std::vector<uint32_t> post_latency_ns;  // submission to first WR posted, the last 1024 that were timed
   };
   Stats stats();
@@ -193,7 +195,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   friend class Operation;
   static constexpr int64_t kPingsPerLiveness = 5, kPingShares = 16;
 
-  // worker.cpp: who drives, and when to sleep
+  // worker.cpp, callers.cpp: who drives, and when to sleep
   void worker_main();
   // `now`: of a moment ago. Stops short where only what is waited for has come.
   bool drive(int64_t now, const Operation* waited_for = nullptr);
@@ -209,7 +211,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     bool any = false, only_arrivals = true;
   };
   Polled poll_nics();
-  bool has_work() const;
+  bool has_work(int64_t now) const;
   int64_t next_deadline(int64_t now) const;
   std::unique_lock<DriverLock> lock_driver();
   void lock_again(std::unique_lock<DriverLock>& lock);
@@ -250,7 +252,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void stop_lane(Lane& lane, Failure failure);
   void drop_stash(Lane& lane);
   void make_ready(Lane& lane);
-  void note_due(Peer& peer) { peer.due = any_due_ = true; }  // each turn of the driver looks at it until nothing is
+  void note_due(Peer& peer) {  // each turn of the driver looks at it until nothing is
+    if (!std::exchange(peer.due, true)) due_.push_back(&peer);
+  }
   std::string link_name(const PeerLink& link) const;
 
   // landing.cpp: the proof of landing
@@ -274,7 +278,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // liveness.cpp: links and peers that end
   static bool only_link(const PeerLink& link);
   // `silent`: not even messages pass between the two NICs.
-  void link_down(PeerLink& link, Failure failure, bool tell_peer, bool silent = false);
+  void link_down(PeerLink& link, Failure failure, LinkEvent why = LinkEvent::kBroke, bool silent = false);
   void pair_silent(PeerLink& link, Failure failure);
   bool break_will_be_told(PeerLink& link);
   void peer_ended(Peer& peer, PeerState state, Failure failure);
@@ -283,12 +287,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void release_links(Peer& peer);
   void tick(int64_t now);
   void tick_peer(Peer& peer, int64_t now);
+  void look_at(Peer& peer, int64_t when);
+  int64_t next_look_at(const Peer& peer, int64_t now) const;
   void look_at_processes(int64_t now);
   bool process_has_died(Peer& peer, int64_t now);
   void tick_ended(Peer& peer, int64_t now);
   void stands_still(Peer& peer, int64_t now);
 
-  // failover.cpp: what a broken link had not landed, and new links for broken ones
+  // failover.cpp: what a broken link had not landed
   static bool another_is_up(const PeerLink& link);  // of its set
   static bool can_resume(const PeerLink& link);
   static bool resendable(Status status);
@@ -298,12 +304,21 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void resolve_all_orphans();
   void send_again(PeerLink& from, const WorkRequest& request, LaneLink& share);
   void move_stash(PeerLink& from);
-  void remote_half_closed(PeerLink& link, uint32_t generation, uint64_t landed);
+
+  // links.cpp: the states of links, and new links for broken ones
+  static uint32_t move_on(PeerLink& link, LinkEvent event);  // returns what is to be carried out
+  void link_event(PeerLink& link, LinkEvent event) { carry_out(link, move_on(link, event)); }
+  void carry_out(PeerLink& link, uint32_t actions);
+  void look_if_shut(PeerLink& link);
+  void look_at_link(PeerLink& link, int64_t now);
+  void link_is_late(PeerLink& link);
+  void confirmed(PeerLink& link);
   void send_link_record(Peer& peer, const PeerLink& link, RecordType type, std::span<const std::byte> address = {});
   void link_record_arrived(Peer& peer, RecordType type, std::span<const std::byte> body);
   void heard_again(PeerLink& link);
-  void try_rebuild(Peer& peer, PeerLink& link, int64_t now);
-  void make_new_half(PeerLink& link);
+  void make_half(PeerLink& link);
+  void half_made(PeerLink& link, std::unique_ptr<Link>& made, std::vector<std::byte> address, std::string problem);
+  void join_half(PeerLink& link);
   void rebuild_later(PeerLink& link);
   void link_up(PeerLink& link);
 
@@ -339,8 +354,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void replace_registrations(RevokeOperation& revoke);
   void revoke_done(RevokeOperation& revoke);
   void close_step(Peer& peer);
-  static bool fenced_without_peer(const Peer& peer);
   static bool links_fenced(const Peer& peer);
+  static bool fence_is_coming(const Peer& peer);
+  void tell_of_fence(Peer& peer);
 
   const EngineOptions options_;
   std::vector<std::unique_ptr<Nic>> nics_;
@@ -376,6 +392,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Members<std::shared_ptr<Transfer>> active_;
   std::vector<std::shared_ptr<Transfer>> held_;  // wait for CUDA streams
   std::vector<Peer*> touched_;                   // by what has just been started: they have lanes that can be posted
+  std::vector<Peer*> due_;                       // of which each has something to post, to flush or to acknowledge
   std::vector<std::shared_ptr<Peer>> peers_;     // not ended, or with links not yet released
   std::unordered_map<uint64_t, Peer*> by_id_;    // the same
   std::unordered_map<uint64_t, std::array<Peer*, 2>> by_connection_;  // [initiator]
@@ -395,12 +412,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   uint64_t next_peer_ = 1;
   uint64_t next_request_ = 1;
   int64_t next_tick_ = 0;
-  int64_t next_ping_ = 0;  // the earliest that is due, as the ticks go through the links
+  std::vector<std::pair<int64_t, uint64_t>> ticks_, due_ticks_;  // a heap: when to look at which peer
   // When a sleeping driver wakes by itself; max: none sleeps.
   int64_t asleep_until_ = std::numeric_limits<int64_t>::max();
   int64_t next_look_ = 0;  // at the processes of peers
   int64_t last_tick_ = 0;
-  bool any_due_ = false;  // a peer is
   bool finished_any_ = false;
   bool questions_due_ = false;  // a peer that refused is to be asked whether it lives
   bool orphans_due_ = false;    // a link that broke may be ready for what it had not landed to be sent again

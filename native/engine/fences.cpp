@@ -31,21 +31,52 @@ Failure not_fenced(const std::vector<std::shared_ptr<Peer>>& peers) {
 void RevokeOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_revoke(*this); }
 void CloseOperation::start(Engine& engine, std::shared_ptr<Operation>) { engine.start_close(*this); }
 
-bool Engine::fenced_without_peer(const Peer& peer) {
-  return peer.process_dead || peer.all_links_fence || links_fenced(peer);
+// Whether its links, closed on our side alone, keep it out. Not known any more once they have been freed.
+bool Engine::links_fenced(const Peer& peer) {
+  return !peer.in_setup && std::all_of(peer.links.begin(), peer.links.end(), [](const auto& link) {
+    const bool closing_fences = link->nic->info().closing_fences;
+    if (!link->link) return closing_fences;
+    return !link->state.in_setup && (closing_fences ? link->link->shut() : link->link->fenced());
+  });
 }
 
-// Whether its links, closed on our side alone, keep it out. Not known any more once they have been released.
-bool Engine::links_fenced(const Peer& peer) {
-  return !peer.links.empty() && std::all_of(peer.links.begin(), peer.links.end(), [](const auto& link) {
-    return link->nic->info().closing_fences || (link->link && link->link->fenced());
+// It has ended, and closing our halves will be a fence as soon as the NICs have let go of them.
+bool Engine::fence_is_coming(const Peer& peer) {
+  return std::all_of(peer.links.begin(), peer.links.end(), [](const auto& link) {
+    return link->link && (link->nic->info().closing_fences || link->link->fenced());
   });
+}
+
+// Whoever waits for a fence of this peer, which has ended: there is one, or there will be none.
+void Engine::tell_of_fence(Peer& peer) {
+  const auto keep = peer.shared_from_this();
+  const bool fenced = fenced_by_now(peer);
+  if (!fenced && fence_is_coming(peer)) {
+    look_at(peer, 0);
+    return;
+  }
+  peer.fence_told = true;
+  drop_fenced(unfenced_);  // each holds the descriptor of a process
+  if (!fenced) unfenced_.push_back(keep);
+  revoke_peer_gone(peer, fenced);
+  for (auto& closer : std::exchange(peer.closers, {})) {
+    if (fenced) {
+      closer->finish_done();
+    } else {
+      closer->finish(State::kFailed,
+                     {Reason::kNotFenced, peer.id, "",
+                      "peer " + peer.name +
+                          " did not confirm and writes into our memory by itself (shm): do not reuse its pages before "
+                          "its process has ended"});
+    }
+  }
 }
 
 // Of a peer that has ended: whether nothing of it can land here any more. Its CLOSE says so: it is sent when nothing of
 // the sender's is under way.
 bool Engine::fenced_by_now(Peer& peer) {
-  return peer.confirmed || peer.close_requested || !peer.exposed || process_over(peer) || fenced_without_peer(peer);
+  return peer.confirmed || peer.close_requested || !peer.exposed || process_over(peer) || peer.was_fenced ||
+         links_fenced(peer);
 }
 
 // By its descriptor; or, where there was none to be had, by its number.
@@ -116,7 +147,7 @@ void Engine::start_revoke(RevokeOperation& revoke) {
   const auto peers = peers_;
   for (const auto& peer : peers) {
     // Also one that is being connected: its side may be up before ours. What we say waits for that.
-    if (peer->ended() || (peer->state.load() == PeerState::kConnecting && !peer->exposed)) continue;
+    if (peer->ended() ? peer->fence_told : peer->state.load() == PeerState::kConnecting && !peer->exposed) continue;
     revoke.waiting_for.insert(peer->id);
     send_record(*peer, RecordType::kRevoke, body);
   }
@@ -249,6 +280,8 @@ void Engine::start_close(CloseOperation& close) {
   if (peer.ended()) {
     if (fenced_by_now(peer)) {
       close.finish_done();
+    } else if (!peer.fence_told) {
+      peer.closers.push_back(std::static_pointer_cast<CloseOperation>(close.shared_from_this()));
     } else {
       close.finish(State::kFailed, {Reason::kNotFenced, peer.id, "",
                                     "peer " + peer.name + " was lost without a fence; its process must end first"});
@@ -257,6 +290,7 @@ void Engine::start_close(CloseOperation& close) {
   }
   close.deadline_ns = now_ns() + close.timeout_ns;
   peer.closers.push_back(std::static_pointer_cast<CloseOperation>(close.shared_from_this()));
+  look_at(peer, 0);
   if (peer.state.load() == PeerState::kConnecting) {
     peer_ended(peer, PeerState::kClosed, {Reason::kClosed, peer.id, "", "closed before it was connected"});
     return;
@@ -289,7 +323,7 @@ void Engine::close_step(Peer& peer) {
     if (peer.lanes.empty()) {
       peer.closed_sent_ns = now;
       for (auto& link : peer.links) {
-        if (link->up) link->link->close();  // stays `up` for the messages that follow
+        link_event(*link, LinkEvent::kLeave);
       }
       send_record(peer, RecordType::kClosed, {});
     }

@@ -42,7 +42,7 @@ void Engine::advance(Lane& lane) {
     }
   }
   for (LaneLink& share : lane.links) {
-    if (share.link->up && !share.link->want_flush.empty()) maybe_flush(*share.link);
+    if (share.link->up() && !share.link->want_flush.empty()) maybe_flush(*share.link);
   }
   if (--lane.unproven == 0) landing_proven(lane);
 }
@@ -56,9 +56,9 @@ ShareFacts Engine::facts_of(const LaneLink& share) {
           .taken_back = share.taken_back,
           .completion_proves_landing = nic.completion_proves_landing,
           .closing_quiets = nic.closing_quiets,
-          .up = link.up,
-          .ever_up = link.ever_up,
-          .remote_closed = link.remote_closed,
+          .up = link.up(),
+          .ever_up = link.state.ever_up,
+          .remote_closed = link.state.remote_closed,
           .confirmed = link.peer->confirmed,
           .process_dead = link.peer->process_dead,
           .peer_ended = link.peer->ended()};
@@ -72,11 +72,11 @@ void Engine::all_quiet(Peer& peer) {
     waiting.swap(link->want_confirmation);
     for (LaneLink* share : waiting) one_more_proven(*share);
   }
-  next_tick_ = 0;
+  look_at(peer, 0);
 }
 
 void Engine::maybe_flush(PeerLink& link) {
-  if (link.flushing || link.want_flush.empty() || !link.up) return;
+  if (link.flushing || link.want_flush.empty() || !link.up()) return;
   // A flush costs as much as a short write: one that nobody waits for is put off, and then serves many.
   const auto wanted = [](const LaneLink* share) { return share->lane->transfer->wanted() || share->lane->stopping; };
   if (link.want_flush.size() < kFlushAtOnce && std::none_of(link.want_flush.begin(), link.want_flush.end(), wanted) &&
@@ -96,7 +96,7 @@ void Engine::maybe_flush(PeerLink& link) {
     link.flushing = true;
     link.in_flush.swap(link.want_flush);
   } else if (link.link->broken()) {
-    link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke"}, true);
+    link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), "the connection broke"});
   }
 }
 
@@ -104,11 +104,9 @@ void Engine::flush_done(PeerLink& link, Status status) {
   link.flushing = false;
   link.last_progress = 0;
   if (status != Status::kOk) {
-    if (link.up) {
-      link_down(link,
-                {Reason::kLinkFailed, link.peer->id, link_name(link),
-                 std::string("a flush of ") + link_name(link) + " ended with: " + to_string(status)},
-                true);
+    if (link.up()) {
+      link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link),
+                       std::string("a flush of ") + link_name(link) + " ended with: " + to_string(status)});
     }
     return;  // link_down has taken in_flush over
   }

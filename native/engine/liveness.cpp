@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <functional>
+#include <limits>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -17,6 +19,7 @@ namespace railwire {
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr int64_t kLookEvery = 50 * kMillisecond;
 constexpr int64_t kLookAtNumber = 1'000 * kMillisecond;  // at processes of which we have no descriptor
 constexpr int64_t kPingAgain = 20 * kMillisecond;        // after the NIC had no room for one
@@ -24,7 +27,6 @@ constexpr int64_t kDeathGrace = 50 * kMillisecond;       // what a dead process 
 constexpr int64_t kSendErrorGrace = 300 * kMillisecond;  // of control messages, before they count as a broken link
 constexpr int64_t kSuspended = 1'000 * kMillisecond;     // a gap between ticks: it was we who were stopped
 constexpr int64_t kBreakGrace = 50 * kMillisecond;       // for the first WR of a broken link to say what broke it
-constexpr int kStallFactor = 4;                          // WRs that stand still this many liveness times break the link
 
 }  // namespace
 
@@ -35,13 +37,12 @@ bool Engine::only_link(const PeerLink& link) {
 }
 
 // The link's own half is closed at once: that takes back every WR and, where the NIC can, keeps the peer from writing.
-void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool silent) {
-  if (!link.up) return;
+void Engine::link_down(PeerLink& link, Failure failure, LinkEvent why, bool silent) {
+  if (!link.up()) return;
   Peer& peer = *link.peer;
   const auto keep = peer.shared_from_this();
   const bool resumable = link.nic->info().resumable;
-  link.up = false;
-  link.down_since = now_ns();
+  const uint32_t actions = move_on(link, why);
   link.reachable = resumable && !silent;
   link.link->close();
   const bool alone = !link.reachable && only_link(link);
@@ -49,7 +50,7 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
   link.failure = failure;
   const bool resume = !alone && can_resume(link);
   link.resuming = resume;
-  if (resumable) rebuild_later(link);
+  carry_out(link, actions & kRetryLater);
 
   std::vector<std::shared_ptr<Operation>> alive;
   std::vector<Lane*> hit;
@@ -91,7 +92,8 @@ void Engine::link_down(PeerLink& link, Failure failure, bool tell_peer, bool sil
     peer_ended(peer, PeerState::kLost, failure);
     return;
   }
-  if (tell_peer) send_link_record(peer, link, RecordType::kLinkDown);
+  carry_out(link, actions & ~(kCloseHalf | kTakeBack | kRetryLater));
+  look_if_shut(link);
   orphans_due_ = true;
   // Links of a kind that is not made anew: what waits for them would wait for ever.
   if (!resumable && !another_is_up(link)) rails_down(peer, link.set);
@@ -115,7 +117,7 @@ void Engine::look_at_rails(Peer& peer, int64_t now) {
   for (uint32_t set = 0; set < peer.sets.size(); ++set) {
     RailSet& rails = peer.sets[set];
     const auto first = peer.links.begin() + rails.first;
-    if (std::any_of(first, first + rails.count, [](const auto& link) { return link->up; })) {
+    if (std::any_of(first, first + rails.count, [](const auto& link) { return link->up(); })) {
       rails.last_up = now;
     } else if (rails.any_ready() && now - rails.last_up > options_.liveness_ns) {
       rails_down(peer, set);
@@ -130,15 +132,15 @@ bool Engine::break_will_be_told(PeerLink& link) {
   const int64_t now = now_ns();
   if (!link.broken_since) {
     link.broken_since = now;
-    next_tick_ = std::min(next_tick_, now + kBreakGrace);
+    look_at(*link.peer, now + kBreakGrace);
   }
   return now - link.broken_since < kBreakGrace;
 }
 
 // Nothing is heard any more between the two NICs, so no message can set things right there either.
 void Engine::pair_silent(PeerLink& link, Failure failure) {
-  if (link.up) {
-    link_down(link, std::move(failure), true, true);
+  if (link.up()) {
+    link_down(link, std::move(failure), LinkEvent::kBroke, true);
     return;
   }
   link.reachable = false;
@@ -158,10 +160,10 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   const bool was_connected = peer.state.load() != PeerState::kConnecting;
   peer.state.store(state);
   for (auto& link : peer.links) {
-    if (link->up) link->failure = failure;
-    link->up = link->reachable = link->resuming = false;
+    if (link->up()) link->failure = failure;
+    link->reachable = link->resuming = false;
     link->offer.clear();
-    if (link->link && !peer.in_setup) link->link->close();
+    link_event(*link, LinkEvent::kPeerEnded);
   }
   std::vector<std::shared_ptr<Operation>> alive;
   for (Lane* lane : peer.lanes) alive.push_back(lane->transfer->shared_from_this());
@@ -197,35 +199,20 @@ void Engine::peer_ended(Peer& peer, PeerState state, Failure failure) {
   peer.answers_unacked = 0;
   peer.early.clear();
   peer.partial_message = {};
-  const bool fenced = fenced_by_now(peer);
-  drop_fenced(unfenced_);  // each holds the descriptor of a process
-  if (!fenced) unfenced_.push_back(keep);
-  revoke_peer_gone(peer, fenced);
-  for (auto& closer : peer.closers) {
-    if (fenced) {
-      closer->finish_done();
-    } else {
-      closer->finish(State::kFailed,
-                     {Reason::kNotFenced, peer.id, "",
-                      "peer " + peer.name +
-                          " did not confirm and writes into our memory by itself (shm): do not reuse its pages before "
-                          "its process has ended"});
-    }
-  }
-  peer.closers.clear();
+  tell_of_fence(peer);
   events().push({Event::kPeerLost, options_.event_tag, peer.id, {}});
   // Its side may be up already, and is not to wait for us.
   if (!was_connected && peer.exposed && !peer.in_setup) say_gone(peer, *peer.links.front());
-  next_tick_ = 0;  // its links are released there
+  look_at(peer, 0);  // its links are released there
 }
 
 // Frees what an ended peer still holds, once no WR of it is in a NIC's hands.
 void Engine::release_links(Peer& peer) {
-  if (peer.in_setup || !peer.lanes.empty()) return;
+  if (peer.in_setup || !peer.lanes.empty() || !peer.fence_told) return;
   for (const auto& link : peer.links) {
-    if (link->link && !link->link->closed()) return;
+    if (link->state.in_setup || (link->link && !link->link->closed())) return;
   }
-  peer.all_links_fence |= links_fenced(peer);
+  peer.was_fenced |= links_fenced(peer);
   struct Rest {
     std::unique_ptr<Link> link;
     uint32_t nic;
@@ -234,6 +221,7 @@ void Engine::release_links(Peer& peer) {
   };
   auto rests = std::make_shared<std::vector<Rest>>();
   for (const auto& link : peer.links) {
+    if (!(move_on(*link, LinkEvent::kReleased) & kFreeHalf)) continue;
     rests->push_back(
         {std::move(link->link), link->ends.local_nic, std::move(link->control_address), std::move(link->imported_pad)});
   }
@@ -251,6 +239,7 @@ void Engine::release_links(Peer& peer) {
     if (!entry->second[0] && !entry->second[1]) by_connection_.erase(entry);
   }
   by_id_.erase(peer.id);
+  std::erase(due_, &peer);
   std::erase_if(peers_, [&](const auto& other) { return other.get() == &peer; });
 }
 
@@ -265,7 +254,7 @@ void Engine::look_at_processes(int64_t now) {
       for (const auto& peer : peers_) {
         if (peer->pid_fd != fd) continue;
         peer->death_seen = now;
-        next_tick_ = std::min(next_tick_, now + kDeathGrace);
+        look_at(*peer, now + kDeathGrace);
       }
     }
   }
@@ -294,6 +283,7 @@ void Engine::tick_ended(Peer& peer, int64_t now) {
     peer.last_gone = now;
     for (const auto& link : peer.links) say_gone(peer, *link);
   }
+  if (!peer.fence_told) tell_of_fence(peer);
   release_links(peer);
 }
 
@@ -301,17 +291,9 @@ void Engine::tick_ended(Peer& peer, int64_t now) {
 // ever.
 void Engine::stands_still(Peer& peer, int64_t now) {
   const int64_t limit = kStallFactor * options_.liveness_ns;
-  std::string what;
-  if (!peer.unacked.empty() && peer.unacked.front().first_ns && now - peer.unacked.front().first_ns > limit) {
-    what = "acknowledges nothing";
-  }
-  for (const auto& link : peer.links) {
-    const bool waiting = !link->up && (!link->want_confirmation.empty() || (link->resuming && !link->remote_closed));
-    if (waiting && now - link->down_since > limit) what = "does not confirm the end of " + link_name(*link);
-  }
-  if (what.empty()) return;
+  if (peer.unacked.empty() || !peer.unacked.front().first_ns || now - peer.unacked.front().first_ns <= limit) return;
   peer_ended(peer, PeerState::kLost,
-             {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: it answers, but " + what});
+             {Reason::kPeerLost, peer.id, "", "peer " + peer.name + " is lost: it answers, but acknowledges nothing"});
 }
 
 void Engine::tick_peer(Peer& peer, int64_t now) {
@@ -324,6 +306,8 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
   const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
   for (size_t i = 0; i < peer.links.size() && !peer.ended(); ++i) {
     PeerLink& link = *peer.links[i];
+    look_at_link(link, now);
+    if (peer.ended()) return;
     if (!link.reachable && !link.nic->info().resumable) continue;
     // Also over a pair that is silent: it may be heard again, and then gets a new link.
     if (now - link.last_ping >= ping_every) {
@@ -333,7 +317,6 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
         link.last_ping = std::max(link.last_ping, now - ping_every + kPingAgain);  // the NIC has no room
       }
     }
-    next_ping_ = std::min(next_ping_, link.last_ping + ping_every);
     if (!link.reachable) continue;
     char seconds[32];
     if (now - link.last_heard > options_.liveness_ns) {
@@ -349,28 +332,23 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
                              ": its process has probably ended"});
       continue;
     }
-    if (!link.up) {
-      try_rebuild(peer, link, now);
-      continue;
-    }
+    if (!link.up()) continue;
     if (peer.connected() && link.nic->info().resumable && link.link->broken() && !break_will_be_told(link)) {
-      link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while it was idle"}, true);
+      link_down(link, {Reason::kLinkFailed, peer.id, link_name(link), "the connection broke while it was idle"});
       continue;
     }
     // WRs in the stash count too: a link that takes nothing any more stands still as well.
     if ((link.link->outstanding() == 0 && link.stash.empty()) || link.last_progress == 0) {
       link.last_progress = now;
     } else if (now - link.last_progress > kStallFactor * options_.liveness_ns) {
-      link_down(link,
-                {Reason::kLinkFailed, peer.id, link_name(link),
-                 "work requests on " + link_name(link) + " made no progress although the peer is alive"},
-                true);
+      link_down(link, {Reason::kLinkFailed, peer.id, link_name(link),
+                       "work requests on " + link_name(link) + " made no progress although the peer is alive"});
     }
   }
   if (!peer.ended()) look_at_rails(peer, now);
   if (!peer.ended()) stands_still(peer, now);
   if (peer.ended()) return;
-  if (std::any_of(peer.links.begin(), peer.links.end(), [](const auto& link) { return link->up; })) {
+  if (std::any_of(peer.links.begin(), peer.links.end(), [](const auto& link) { return link->up(); })) {
     peer.last_up = now;
   } else if (now - peer.last_up > options_.liveness_ns && peer.connected()) {
     peer_ended(peer, PeerState::kLost,
@@ -395,32 +373,62 @@ void Engine::tick(int64_t now) {
       for (auto& link : peer->links) {
         link->last_heard = std::min(link->last_heard + now - last_tick_, now);  // it may have been heard since
         link->last_progress = 0;
-        link->down_since += now - last_tick_;
+        link->phase_since += now - last_tick_;
       }
       for (Lane* lane : peer->doubts) lane->doubt_until += now - last_tick_;
     }
   }
   last_tick_ = now;
   if (questions_due_) ask_questions();
-  next_ping_ = now + options_.liveness_ns / kPingsPerLiveness;
-  int64_t next = next_ping_;
-  const auto copy = peers_;
-  for (const auto& peer : copy) {
+  due_ticks_.clear();
+  while (!ticks_.empty() && ticks_.front().first <= now) {
+    std::pop_heap(ticks_.begin(), ticks_.end(), std::greater<>());
+    due_ticks_.push_back(ticks_.back());
+    ticks_.pop_back();
+  }
+  for (const auto& [when, id] : due_ticks_) {
+    const auto known = by_id_.find(id);
+    if (known == by_id_.end() || known->second->tick_at != when) continue;  // it was looked at earlier
+    const auto peer = known->second->shared_from_this();
+    peer->tick_at = kNever;
+    ++totals_.peer_looks;
     tick_peer(*peer, now);
-    const bool busy = !peer->unacked.empty() || peer->death_seen || !peer->closers.empty() || peer->ended() ||
-                      peer->close_requested || !peer->incoming_revokes.empty() || peer->ack_due;
-    if (busy) next = std::min(next, now + 10 * kMillisecond);
-    for (const auto& link : peer->links) {
-      if (!link->up && link->reachable && peer->connected()) next = std::min(next, now + 10 * kMillisecond);
-      if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);
-      if (link->up && link->broken_since) next = std::min(next, now + 10 * kMillisecond);
-    }
+    if (by_id_.contains(id)) look_at(*peer, next_look_at(*peer, now));
   }
   const auto revokes = revokes_;
   for (const auto& revoke : revokes) finish_revoke(*revoke);
+  int64_t next = now + options_.liveness_ns / kPingsPerLiveness;
   if (!revokes_.empty()) next = std::min(next, now + 5 * kMillisecond);
-  next = std::min({next, next_ping_, counters_.expire(now)});
+  if (!ticks_.empty()) next = std::min(next, ticks_.front().first);
+  next = std::min(next, counters_.expire(now));
   next_tick_ = std::max(next, now + kMillisecond);
+}
+
+// A look at this peer alone is due then, or earlier.
+void Engine::look_at(Peer& peer, int64_t when) {
+  next_tick_ = std::min(next_tick_, when);
+  if (peer.tick_at <= when) return;
+  peer.tick_at = when;  // an entry for later is passed over when its time comes
+  ticks_.emplace_back(when, peer.id);
+  std::push_heap(ticks_.begin(), ticks_.end(), std::greater<>());
+}
+
+int64_t Engine::next_look_at(const Peer& peer, int64_t now) const {
+  const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
+  int64_t next = now + ping_every;
+  const bool busy = !peer.unacked.empty() || peer.death_seen || !peer.closers.empty() || peer.ended() ||
+                    peer.close_requested || !peer.incoming_revokes.empty() || peer.ack_due;
+  if (busy) next = now + 10 * kMillisecond;
+  if (peer.ended() && !peer.fence_told) next = now;  // soon
+  if (peer.pid > 0 && peer.pid_fd < 0) next = std::min(next, now + kLookAtNumber);
+  for (const auto& link : peer.links) {
+    if (link->reachable || link->state.resumable) next = std::min(next, link->last_ping + ping_every);
+    if (!link->up() && link->reachable && peer.connected()) next = std::min(next, now + 10 * kMillisecond);
+    if (link->state.phase == LinkPhase::kClosing) next = now;  // soon
+    if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);
+    if (link->up() && link->broken_since) next = std::min(next, now + 10 * kMillisecond);
+  }
+  return std::max(next, now + kMillisecond);
 }
 
 }  // namespace railwire

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,6 +20,7 @@
 
 #include "engine/chain.h"
 #include "engine/frames.h"
+#include "engine/link_state.h"
 #include "engine/operation.h"
 #include "engine/recent_ids.h"
 #include "engine/transfer.h"
@@ -75,9 +77,10 @@ struct PeerLink : WrContext {
   std::vector<std::byte> own_address;  // of `link`, for the peer
   LinkEnds ends;
   std::vector<std::shared_ptr<const ImportedMemory>> imported_pad;  // of the peer's landing pad, if it must be released
-  bool up = false;                                                  // takes WRs
-  bool reachable = false;      // messages pass between this pair of NICs; a link that is up always is
-  bool remote_closed = false;  // the peer has confirmed that its half is closed
+  LinkState state;                                                  // moves only by Engine::move_on()
+  int64_t phase_since = 0;                                          // of state.phase
+  bool up() const { return state.up(); }                            // takes WRs
+  bool reachable = false;  // messages pass between this pair of NICs; a link that is up always is
   int64_t last_heard = 0;
   int64_t last_ping = 0;
   int64_t last_progress = 0;     // a WR came back, or the link had none outstanding
@@ -87,23 +90,20 @@ struct PeerLink : WrContext {
   std::vector<LaneLink*> want_flush;
   std::vector<LaneLink*> in_flush;
   std::vector<LaneLink*> want_confirmation;  // link broken: the peer's word, or its end, is awaited
-  int64_t down_since = 0;
   bool flushing = false;
   int64_t flush_due = 0;     // when want_flush is flushed even if nobody waits for it
   int64_t broken_since = 0;  // seen to have broken, which a WR will soon tell more of; 0: not
   Failure failure;           // why it is down
 
   // Failing over and being made anew (failover.cpp); only where the NIC is resumable.
-  uint32_t generation = 0;      // how often the link has been made anew; both sides count alike
-  bool resuming = false;        // down, and what it had not landed goes over other links
-  uint64_t remote_landed = 0;   // immediates of ours that landed, by the peer's count; valid with remote_closed
-  std::vector<Orphan> orphans;  // came back unfinished, in the order of posting
-  enum class Rebuild : uint8_t { kIdle, kOffered, kAnswered } rebuild = Rebuild::kIdle;
-  std::vector<std::byte> offer;  // the peer's new half, until ours can be made; empty: none
-  uint32_t offered = 0;          // its generation
-  bool ever_up = false;          // this generation has been; else there is nothing that the peer could confirm
+  uint32_t generation = 0;        // how often the link has been made anew; both sides count alike
+  bool resuming = false;          // down, and what it had not landed goes over other links
+  uint64_t remote_landed = 0;     // immediates of ours that landed, by the peer's count; valid with state.remote_closed
+  std::vector<Orphan> orphans;    // came back unfinished, in the order of posting
+  std::vector<std::byte> offer;   // the peer's new half, until ours is made; empty: none
+  uint32_t offered = 0;           // its generation
+  std::vector<std::byte> answer;  // the peer's half, to which ours is to be connected
   int64_t up_since = 0;
-  int64_t offered_at = 0;
   int64_t rebuild_after = 0;
   uint32_t rebuild_tries = 0;
 };
@@ -164,15 +164,17 @@ class Peer : public std::enable_shared_from_this<Peer> {
   int64_t process_looked = 0;  // for it by its number, where there is no descriptor
   int64_t death_seen = 0;      // when the pid_fd told of the process' end; 0: alive as far as we know
   bool process_dead = false;
-  bool all_links_fence = true;  // closing our halves is a fence
-  bool exposed = false;         // it was given our halves: it may write, even if we are not connected yet
-  bool confirmed = false;       // it has said that its halves are closed: nothing of it is under way any more
-  int64_t last_gone = 0;        // when we told it last that we have given it up
-  Failure end_reason;           // valid once ended; read under the driver's lock
+  bool was_fenced = false;  // by its links, when they were freed
+  bool fence_told = false;  // once ended: whoever waits for a fence knows whether there is one
+  bool exposed = false;     // it was given our halves: it may write, even if we are not connected yet
+  bool confirmed = false;   // it has said that its halves are closed: nothing of it is under way any more
+  int64_t last_gone = 0;    // when we told it last that we have given it up
+  Failure end_reason;       // valid once ended; read under the driver's lock
 
   bool any_ready() const {
     return std::any_of(sets.begin(), sets.end(), [](const RailSet& rails) { return rails.any_ready(); });
   }
+  int64_t tick_at = std::numeric_limits<int64_t>::max();  // when it is looked at next: Engine::look_at()
   bool due = false;  // may have something to post, to flush or to acknowledge: Engine::note_due()
   bool anything_due() const {
     return any_ready() || ack_due || std::any_of(links.begin(), links.end(), [](const auto& link) {

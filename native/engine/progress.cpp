@@ -111,9 +111,9 @@ bool Engine::pump(Peer& peer, uint64_t byte_budget) {
     const size_t first = count > 1 ? rails.next_link++ % count : 0;
     for (size_t i = 0; i < count; ++i) {
       PeerLink& link = *peer.links[rails.first + (first + i) % count];
-      if (!link.up) continue;
+      if (!link.up()) continue;
       if (!link.want_flush.empty() && !link.flushing) maybe_flush(link);
-      if (!link.up) continue;  // the flush has found it broken
+      if (!link.up()) continue;  // the flush has found it broken
       if (!rails.any_ready() && link.stash.empty()) continue;
       uint64_t budget = byte_budget;
       any |= pump_link(rails, link, budget);
@@ -177,8 +177,7 @@ void Engine::all_posted(Lane& lane) {
 // A link that took less than it was given is full, or has broken, which something else may tell soon.
 void Engine::look_for_break(PeerLink& link) {
   if (!link.link->broken() || break_will_be_told(link)) return;
-  link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), link_name(link) + " broke while posting"},
-            true);
+  link_down(link, {Reason::kLinkFailed, link.peer->id, link_name(link), link_name(link) + " broke while posting"});
 }
 
 // A short lane that finds nothing before it goes out at once, without the queues. If so, after_posting() must follow.
@@ -187,7 +186,7 @@ bool Engine::post_at_once(Lane& lane) {
   const RailSet& rails = peer.rails(lane);
   if (!lane.is_short || rails.count != 1 || !peer.connected() || rails.any_ready()) return false;
   PeerLink& link = *peer.links[rails.first];
-  if (!link.up || !link.stash.empty() || touches_revoked(lane) || lane.source->exhausted()) return false;
+  if (!link.up() || !link.stash.empty() || touches_revoked(lane) || lane.source->exhausted()) return false;
   const size_t depth = link.nic->info().link_depth, outstanding = link.link->outstanding();
   if (outstanding >= depth) return false;
   uint64_t budget = kShortBytes;
@@ -313,13 +312,13 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
       return;
     }
     Failure failure = link.failure;  // why the link went down, if it did
-    if (link.up || failure.reason == Reason::kNone || completion.status == Status::kRemoteAccess) {
+    if (link.up() || failure.reason == Reason::kNone || completion.status == Status::kRemoteAccess) {
       std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
       if (completion.provider_error) what += ": " + nics_[nic]->describe(completion.provider_error);
       failure = {reason_of(completion.status), lane.peer->id, link_name(link), what};
     }
     const auto keep = lane.transfer->shared_from_this();
-    const bool breaks = link.up && link.link->broken();
+    const bool breaks = link.up() && link.link->broken();
     const bool resumable = link.nic->info().resumable && completion.request;
     if (breaks && resumable && can_resume(link)) {
       // The first error: all that follows on this link comes back as well, and its place in the order counts.
@@ -328,13 +327,13 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
       ++share.outstanding;
       ++lane.outstanding;
       keep_orphan(link, share, request);
-      link_down(link, failure, true);
+      link_down(link, failure);
       if (lane.stopping && lane.outstanding == 0) advance(lane);
       return;
     }
     if (breaks && only_link(link) && !resumable) failure.reason = Reason::kPeerLost;
     stop_lane(lane, failure);
-    if (breaks) link_down(link, failure, true);
+    if (breaks) link_down(link, failure);
     return;
   }
   link.last_progress = 0;

@@ -73,7 +73,7 @@ void Engine::send_failed(uint64_t id, uint32_t index, int32_t, uint32_t nic) {
   if (!link.first_send_error) link.first_send_error = now_ns();
   // Ask again soon: a refused message usually means that the process is gone.
   link.last_ping = std::min(link.last_ping, now_ns() - options_.liveness_ns / 5 + 100'000'000);
-  next_tick_ = std::min(next_tick_, now_ns() + 100'000'000);
+  look_at(*link.peer, now_ns() + 100'000'000);
 }
 
 void Engine::send_record(Peer& peer, RecordType type, std::span<const std::byte> body,
@@ -93,7 +93,7 @@ void Engine::send_record(Peer& peer, RecordType type, std::span<const std::byte>
   peer.unacked.push_back({peer.next_sequence++, std::move(frame), 0, 0, std::move(operation), answer});
   if (type == RecordType::kMessage) ++peer.stats.messages_sent;
   send_due_records(peer, now_ns());
-  next_tick_ = std::min(next_tick_, now_ns() + 10'000'000);
+  look_at(peer, now_ns() + 10'000'000);
 }
 
 // `now` 0: only what is new, and the acknowledgement.
@@ -312,6 +312,7 @@ void Engine::take_record(Peer& peer, std::span<const std::byte> payload) {
     }
     case RecordType::kClose:
       peer.close_requested = true;
+      look_at(peer, 0);
       close_step(peer);
       break;
     case RecordType::kClosed:

@@ -7,7 +7,7 @@
 //   thread is in a driver call. The constructor, resolve, forget, register_memory, deregister, import_memory,
 //   release_memory, create_link, Link::address, Link::connect, ~Link.
 // * *Driver calls* never block. One thread at a time makes them (the engine's driver): send, post, poll, arm, disarm,
-//   outstanding, broken, closed, Link::close, and the counts of immediates.
+//   outstanding, broken, closed, shut, Link::close, and the counts of immediates.
 //
 // info(), refuses(), address(), wait_fd() and describe() read what never changes: anybody may call them at any time.
 //
@@ -42,7 +42,7 @@ struct NicInfo {
   // A write's completion proves that its bytes are visible at the destination. Where false, a WR with
   // WorkRequest::kFlush proves it for everything posted before it on the same link.
   bool completion_proves_landing = true;
-  // Once Link::closed(), no byte of the remote half can land in local memory any more. False where the writer itself
+  // Once Link::shut(), no byte of the remote half can land in local memory any more. False where the writer itself
   // copies into our memory: there the writer has to confirm, or be dead.
   bool closing_fences = true;
   // Once Link::closed(), nobody, the peer's process included, reads our sources or writes our read targets for WRs of
@@ -188,11 +188,14 @@ class Link {
   virtual void close() = 0;
   // After close(): every WR has come back by poll(), and none is in the provider's hands.
   virtual bool closed() const = 0;
+  // After close(): the NIC has let go of this half, so that what NicInfo::closing_fences promises holds, and
+  // immediates_landed() is final. Comes soon and by itself. Once true it stays true. A driver call.
+  virtual bool shut() const { return true; }
   // After close(), where not NicInfo::closing_fences: no byte of the remote half can land here any more all the same,
   // as the writer was seen not to be writing. Once true it stays true. A driver call.
   virtual bool fenced() const { return false; }
 
-  // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final once closed(), when
+  // Where NicInfo::resumable. How many writes with immediate of the remote half have landed; final once shut(), when
   // all of them have been handed out or will be by poll().
   virtual uint64_t immediates_landed() const { return 0; }
   // How many of our own writes with immediate poll() has handed back with kOk.

@@ -9,6 +9,7 @@
 
 #include "engine/recent_ids.h"
 #include "engines.h"
+#include "far_end.h"
 
 using namespace railwire;
 using namespace railwire::testing;
@@ -91,6 +92,34 @@ TEST_CASE("costs: queued writes end in a time that grows with their number, not 
   const double few = std::min({time_to_end(6'000), time_to_end(6'000), time_to_end(6'000)});
   const double many = std::min(time_to_end(96'000), time_to_end(96'000));
   CHECK(many < 80 * few);  // the square would be 256
+}
+
+TEST_CASE("costs: nobody looks at the peers that have nothing to do because one has") {
+  const auto looks_for_a_send = [](int peers) {
+    TestFabric fabric;
+    TestEngine a(fabric.name, "a", 1, 60 * kSecond), b(fabric.name, "b", 1, 60 * kSecond);
+    std::vector<std::unique_ptr<FarEnd>> idle;
+    for (int i = 0; i < peers; ++i) {
+      idle.push_back(std::make_unique<FarEnd>(fabric, a, 1, "idle" + std::to_string(i), false));
+    }
+    const auto to_b = join(a, b).first;
+    std::vector<std::byte> source(64), target(64);
+    const auto from = a.memory(source), into = b.memory(target);
+    const auto keys = b.keys(*into);
+    a.expect(1, 1, kSecond / 20)->wait(kSecond);  // what connecting them has brought about is over
+    const uint64_t before = a.engine->stats().peer_looks;
+    for (int i = 0; i < 100; ++i) {
+      a.write(to_b, from, 0, keys, 0, 64, -1)->wait(5 * kSecond);
+      const auto send = std::make_shared<SendOperation>(a.engine, to_b, std::vector<std::byte>(8));
+      a.engine->submit(send);
+      send->wait(5 * kSecond);
+    }
+    return static_cast<double>(a.engine->stats().peer_looks - before);
+  };
+  const double few = looks_for_a_send(1), many = looks_for_a_send(150);
+  CAPTURE(few);
+  // Each may be pinged once meanwhile; a look at all of them for each send would be 15,000.
+  CHECK(many < few + 2'000);
 }
 
 TEST_CASE("watcher: the last increment is told, whenever it falls") {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -30,12 +31,14 @@ inline SplitLimits limits_of(const Peer& peer) { return peer.limits(); }
 // of the test waits for anything, as a process that has been stopped does.
 class TestEngine {
  public:
+  using Wrap = std::function<std::unique_ptr<Nic>(std::unique_ptr<Nic>)>;  // what a test puts around a NIC
   TestEngine(const std::string& fabric, const std::string& name, int count, int64_t liveness = kSecond,
-             bool worker = true)
+             bool worker = true, const Wrap& wrap = nullptr)
       : name(name) {
     std::vector<std::unique_ptr<Nic>> nics;
     for (int i = 0; i < count; ++i) {
       nics.push_back(make_simulated_nic("sim://" + fabric + "/" + name + std::to_string(i)));
+      if (wrap) nics.back() = wrap(std::move(nics.back()));
     }
     engine = std::make_shared<Engine>(
         EngineOptions{.liveness_ns = liveness, .events = &events, .handshakes = &handshakes}, std::move(nics));

@@ -1,5 +1,5 @@
 // The queue behind setup_thread.h.
-#include "engine/setup_thread.h"
+#include "nic/setup_thread.h"
 
 #include <pthread.h>
 
