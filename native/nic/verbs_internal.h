@@ -12,6 +12,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "nic/nic.h"
+#include "nic/setup_thread.h"
 #include "nic/verbs_api.h"
 #include "nic/verbs_device.h"
 
@@ -71,7 +73,8 @@ class VerbsLink final : public Link {
   size_t outstanding() const override { return posted_ - handed_; }
   bool broken() const override { return broken_; }
   void close() override;
-  bool closed() const override { return closed_ && handed_ == posted_; }
+  bool closed() const override { return shut() && handed_ == posted_; }
+  bool shut() const override { return shut_.load(std::memory_order_acquire); }
   uint64_t immediates_landed() const override { return landed_; }
   uint64_t immediates_completed() const override { return completed_; }
 
@@ -87,9 +90,15 @@ class VerbsLink final : public Link {
   size_t post_chain(std::span<const WorkRequest> chain);
   void ended(uint32_t number, int wc_status);
   size_t hand_out(std::span<Completion> out);
+  void begin_end();
+  void begin_end_locked(bool in_error);
+  void advance_end();
+  void destroy();
+  void finish_end();
 
   VerbsNic& nic_;
   QpOwner qp_;
+  uint32_t qp_number_ = 0;
   uint32_t id_ = 0;
   uint32_t first_packet_ = 0;
   uint32_t max_inline_ = 0;
@@ -99,7 +108,12 @@ class VerbsLink final : public Link {
   uint64_t posted_ = 0, done_ = 0, handed_ = 0;
   uint64_t landed_ = 0, completed_ = 0;
   bool in_ready_ = false;  // listed in the NIC as having WRs to hand out
-  bool connected_ = false, closed_ = false, broken_ = false;
+  bool connected_ = false, closed_ = false;
+  std::atomic<bool> broken_ = false;
+  // After close(), step by step. Changed under the NIC's mutex.
+  enum class End : uint8_t { kNone, kFlushing, kDestroying, kDestroyed, kOver } end_ = End::kNone;
+  int64_t end_since_ = 0;
+  std::atomic<bool> shut_ = false;
   bool abandoned_ = false;     // the NIC is gone, and everything of it that this one was in
   bool last_receive_ = false;  // the device said that this queue pair takes no more receive WRs
 };
@@ -169,6 +183,7 @@ class VerbsNic final : public Nic {
   size_t pull(std::span<Completion> out, size_t* polled);
   size_t hand_out(std::span<Completion> out);
   void drain();  // all that is in the queue, to held_
+  void advance_ends();
   void note_ready(VerbsLink& link);
   void refill();
   void look_at_events();
@@ -195,6 +210,8 @@ class VerbsNic final : public Nic {
   uint32_t last_qp_ = 0;  // whose immediate came last, and its link
   VerbsLink* last_link_ = nullptr;
   std::vector<VerbsLink*> ready_;
+  std::vector<VerbsLink*> closing_;
+  SetupThread closer_;  // modifies and destroys the queue pairs of links that are closed
 
   // Templates: all that never changes in a chain is written once.
   std::array<ibv_send_wr, kChain> wrs_{};

@@ -2,7 +2,9 @@
 #include <time.h>
 
 #include <algorithm>
+#include <chrono>
 #include <random>
+#include <thread>
 
 #include "nic/verbs_internal.h"
 
@@ -76,12 +78,13 @@ VerbsLink::VerbsLink(VerbsNic& nic) : nic_(nic) {
     *free = this;
   }
   ++nic_.links_open_;
-  nic_.by_qp_[qp_->qp_num] = this;
+  qp_number_ = qp_->qp_num;
+  nic_.by_qp_[qp_number_] = this;
 }
 
 VerbsLink::~VerbsLink() {
   if (abandoned_) return;
-  close();
+  finish_end();
   std::lock_guard lock(nic_.mutex_);
   std::erase(nic_.ready_, this);
   nic_.links_[id_] = nullptr;
@@ -92,7 +95,7 @@ std::vector<std::byte> VerbsLink::address() const {
   return pack_verbs_address({.ethernet = nic_.port_.ethernet,
                              .mtu = static_cast<uint8_t>(mtu_code(nic_.port_.mtu)),
                              .read_depth = read_depth(nic_.port_.device_attributes.max_qp_rd_atom),
-                             .qp_number = qp_ ? qp_->qp_num : 2,
+                             .qp_number = qp_number_,
                              .secret = first_packet_,
                              .lid = nic_.port_.port_attributes.lid,
                              .gid = nic_.port_.gid});
@@ -246,34 +249,80 @@ size_t VerbsLink::hand_out(std::span<Completion> out) {
   return n;
 }
 
+// ERR takes back what is posted and refuses what the peer still sends. That, and the queue pair's end, may take a
+// device long, so a thread of the NIC's own makes these calls; what comes back meanwhile is taken off the queue by
+// poll().
 void VerbsLink::close() {
   std::lock_guard lock(nic_.mutex_);
   if (closed_) return;
-  closed_ = broken_ = true;
-  const VerbsApi& api = verbs_api();
-  // ERR takes back what is posted and refuses what the peer still sends.
+  closed_ = true;
+  broken_.store(true, std::memory_order_relaxed);
+  nic_.closing_.push_back(this);
+  if (!nic_.closer_.push([this] { begin_end(); })) begin_end_locked(false);
+}
+
+void VerbsLink::begin_end() {
   ibv_qp_attr error_state{};
   error_state.qp_state = IBV_QPS_ERR;
-  const bool in_error = api.modify_qp(qp_.get(), &error_state, IBV_QP_STATE) == 0;
-  nic_.drain();
-  for (const int64_t give_up = now_ns() + kFlushWithin; in_error && done_ < posted_ && now_ns() < give_up;) {
-    nic_.drain();
-  }
-  if (nic_.port_.hardware && connected_ && in_error) {
+  const bool in_error = verbs_api().modify_qp(qp_.get(), &error_state, IBV_QP_STATE) == 0;
+  std::lock_guard lock(nic_.mutex_);
+  begin_end_locked(in_error);
+}
+
+void VerbsLink::begin_end_locked(bool in_error) {
+  end_ = End::kFlushing;
+  end_since_ = in_error ? now_ns() : 0;  // nothing comes back of a queue pair that could not be moved
+}
+
+// Of a link that is being closed: one step further, if there is one. The NIC's mutex is held, and the completion queue
+// has just been found empty.
+void VerbsLink::advance_end() {
+  if (end_ == End::kFlushing) {
+    const int64_t passed = now_ns() - end_since_;
+    const bool flushed = done_ == posted_ || passed > kFlushWithin;
     // Some providers throw a queue pair's completions away when it is destroyed: the last must be out before.
-    for (const int64_t give_up = now_ns() + kLastReceiveWithin; !last_receive_ && now_ns() < give_up;) {
-      nic_.look_at_events();
-      nic_.drain();
+    const bool last = !nic_.port_.hardware || !connected_ || last_receive_ || passed > kLastReceiveWithin;
+    if (!flushed || !last) return;
+    end_ = End::kDestroying;
+    // Where the NIC ends, too, its thread may have ended before.
+    if (!nic_.closer_.push([this] { destroy(); })) {
+      qp_.reset();
+      end_ = End::kDestroyed;
     }
-    nic_.drain();
   }
-  const uint32_t number = qp_->qp_num;
-  qp_.reset();  // now no packet can touch our memory, nor any completion be made
-  nic_.drain();
-  nic_.by_qp_.erase(number);
+  if (end_ != End::kDestroyed) return;
+  end_ = End::kOver;
+  if (nic_.link_of(qp_number_) == this) nic_.by_qp_.erase(qp_number_);  // a new one may have the number by now
   if (nic_.last_link_ == this) nic_.last_link_ = nullptr;
   for (; done_ < posted_; ++done_) slots_[done_ & (slots_.size() - 1)].wc_status = IBV_WC_WR_FLUSH_ERR;
   if (handed_ < done_) nic_.note_ready(*this);
+  std::erase(nic_.closing_, this);
+  shut_.store(true, std::memory_order_release);
+}
+
+void VerbsLink::destroy() {
+  QpOwner gone;
+  {
+    std::lock_guard lock(nic_.mutex_);
+    gone = std::move(qp_);
+  }
+  gone.reset();  // now no packet can touch our memory, nor any completion be made
+  std::lock_guard lock(nic_.mutex_);
+  end_ = End::kDestroyed;
+}
+
+// For who frees a link, or the NIC, and cannot leave it to poll(). What has posted is freed when nobody posts any more.
+void VerbsLink::finish_end() {
+  close();
+  while (!shut()) {
+    {
+      std::lock_guard lock(nic_.mutex_);
+      nic_.look_at_events();
+      if (posted_ > 0) nic_.drain();
+      advance_end();
+    }
+    if (!shut()) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
 }
 
 }  // namespace railwire

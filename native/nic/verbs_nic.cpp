@@ -92,7 +92,7 @@ VerbsNic::VerbsNic(VerbsSpec spec, const std::map<std::string, std::string>&)
 VerbsNic::~VerbsNic() {
   for (VerbsLink* link : links_) {
     if (!link) continue;
-    link->close();  // an owner that is still there must not find a queue pair without a device
+    link->finish_end();  // an owner that is still there must not find a queue pair without a device
     link->abandoned_ = true;
   }
   message_qp_.reset();

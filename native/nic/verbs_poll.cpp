@@ -51,7 +51,7 @@ size_t VerbsNic::poll(std::span<Completion> out) {
   } else if (!used_receives_.empty()) {
     recycle_receives();
   }
-  if (++polls_ % kLookEvery == 0) look_at_events();
+  if (++polls_ % kLookEvery == 0 || !closing_.empty()) look_at_events();
   size_t filled = 0;
   while (!held_.empty() && filled < out.size()) {
     Held& first = held_.front();
@@ -65,7 +65,10 @@ size_t VerbsNic::poll(std::span<Completion> out) {
   filled += hand_out(out.subspan(filled));
   if (filled < out.size()) {
     size_t polled = 0;
+    const size_t room = std::min(kBatch, out.size() - filled);
     filled += pull(out.subspan(filled), &polled);
+    if (!closing_.empty() && polled < room) [[unlikely]]
+      advance_ends();
     filled += hand_out(out.subspan(filled));
   }
   if (receives_missing_ >= refill_at_) refill();
@@ -156,6 +159,11 @@ void VerbsNic::drain() {
   }
 }
 
+void VerbsNic::advance_ends() {
+  const auto links = closing_;
+  for (VerbsLink* link : links) link->advance_end();
+}
+
 void VerbsNic::hold(const Completion& completion) {
   held_.push_back({completion, {}});
   if (completion.kind == Completion::kMessage) {
@@ -189,7 +197,7 @@ void VerbsNic::look_at_events() {
     });
     switch (event.event_type) {
       case IBV_EVENT_QP_LAST_WQE_REACHED:
-        if (link != links_.end()) (*link)->last_receive_ = (*link)->broken_ = true;
+        if (link != links_.end()) (*link)->broken_ = (*link)->last_receive_ = true;
         break;
       case IBV_EVENT_QP_FATAL:
       case IBV_EVENT_QP_REQ_ERR:

@@ -11,8 +11,10 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -61,6 +63,7 @@ struct StubVerbs {
   ibv_port_state state = IBV_PORT_ACTIVE;
   uint8_t link_layer = IBV_LINK_LAYER_ETHERNET;
   int reg_errno = 0;
+  std::function<void()> on_create, on_error, on_destroy;  // in these calls for a queue pair
   VerbsApi api;
 
   static StubVerbs*& now() {
@@ -101,6 +104,7 @@ struct StubVerbs {
 
   // Carries out what is held, at most `count` WRs of every queue pair.
   void carry_out(size_t count = SIZE_MAX) {
+    std::lock_guard lock(mutex);
     for (auto& [number, qp] : qps) {
       for (size_t i = 0; i < count && !qp->queue.empty(); ++i) carry_one(*qp);
     }
@@ -109,6 +113,7 @@ struct StubVerbs {
   ibv_context context{};  // whose `ops` a benchmark may replace
 
  private:
+  std::recursive_mutex mutex;  // queue pairs are made and destroyed beside the driver
   ibv_device device{};
   std::map<uint32_t, Qp*> qps;
   uint32_t next_number = 17;
@@ -122,6 +127,7 @@ struct StubVerbs {
   }
 
   int send(ibv_qp* base, ibv_send_wr* wr, ibv_send_wr** bad) {
+    std::lock_guard lock(mutex);
     auto& qp = *static_cast<Qp*>(base);
     if (qp.qp_type == IBV_QPT_UD) return datagram(qp, wr);
     ++doorbells;
@@ -208,6 +214,7 @@ struct StubVerbs {
   }
 
   int poll(Cq* cq, int most, ibv_wc* out) {
+    std::lock_guard lock(mutex);
     int n = 0;
     for (; n < most && !cq->entries.empty(); ++n) {
       out[n] = cq->entries.front();
@@ -327,6 +334,8 @@ inline void StubVerbs::fill_api() {
     return 0;
   };
   api.create_qp = [](ibv_pd* pd, ibv_qp_init_attr* attributes) -> ibv_qp* {
+    if (now()->on_create) now()->on_create();
+    std::lock_guard lock(now()->mutex);
     auto* qp = new Qp{};
     qp->context = pd->context;
     qp->send_cq = attributes->send_cq;
@@ -339,6 +348,8 @@ inline void StubVerbs::fill_api() {
     return qp;
   };
   api.modify_qp = [](ibv_qp* base, ibv_qp_attr* attributes, int mask) {
+    if (attributes->qp_state == IBV_QPS_ERR && now()->on_error) now()->on_error();
+    std::lock_guard lock(now()->mutex);
     auto* qp = static_cast<Qp*>(base);
     qp->state = attributes->qp_state;
     if (mask & IBV_QP_DEST_QPN) qp->remote = attributes->dest_qp_num;
@@ -351,6 +362,8 @@ inline void StubVerbs::fill_api() {
     return 0;
   };
   api.destroy_qp = [](ibv_qp* base) {
+    if (now()->on_destroy) now()->on_destroy();
+    std::lock_guard lock(now()->mutex);
     now()->qps.erase(base->qp_num);
     delete static_cast<Qp*>(base);
     return 0;

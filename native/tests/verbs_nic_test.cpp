@@ -5,9 +5,11 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <random>
 #include <sstream>
+#include <thread>
 
 #include "nic/verbs_internal.h"
 #include "stub_verbs.h"
@@ -71,6 +73,13 @@ struct End {
 void join(End& a, End& b) {
   a.link->connect(b.link->address());
   b.link->connect(a.link->address());
+}
+
+// As Link::close(), and polls until the link is shut: its count of what has landed is final then.
+void shut(End& end) {
+  end.link->close();
+  for (const int64_t limit = now_ms() + 20'000; !end.link->shut() && now_ms() < limit;) end.poll();
+  REQUIRE(end.link->shut());
 }
 
 bool until(End& a, End& b, auto&& done, int64_t within_ms = 20'000) {
@@ -187,7 +196,7 @@ TEST_CASE("verbs: errors are told by wr_id: the one that failed, then what was f
   CHECK(a.link->post(batch) == 0);
   REQUIRE(a.unfinished.size() == 20);
   for (uint32_t i = 0; i < 20; ++i) CHECK(a.unfinished[i].immediate == 20 + i);
-  b.link->close();
+  shut(b);
   CHECK(b.link->immediates_landed() == 20);
   CHECK(a.link->immediates_completed() == 20);
 }
@@ -204,14 +213,55 @@ TEST_CASE("verbs: close() takes every WR back, and what had landed by then is st
   const auto message = noise(1000, 1);
   const uint64_t to_b = a.nic->resolve(b.nic->address());
   REQUIRE(a.nic->send(to_b, message, nullptr));
-  b.link->close();
+  shut(b);
   CHECK(b.link->immediates_landed() == 10);
-  a.link->close();
+  shut(a);
   REQUIRE(until(a, b, [&] { return a.link->outstanding() == 0 && b.messages.size() == 1; }));
   CHECK(b.immediates.size() == 10);
   CHECK(b.messages[0] == message);
   CHECK(a.ended.size() == 40);
   CHECK(a.failed == 30);
+}
+
+TEST_CASE(
+    "verbs: while a device takes its time to end a queue pair, other links write, and the end is told when it has "
+    "come") {
+  StubVerbs stub;
+  std::atomic<bool> in_call{false};
+  std::atomic<int> permits{0};
+  stub.on_error = stub.on_destroy = [&] {
+    in_call = true;
+    while (permits == 0) std::this_thread::yield();
+    in_call = false;
+    --permits;
+  };
+  End a("verbs:stub0"), b("verbs:stub0");
+  join(a, b);
+  const auto near = a.nic->create_link(), far = b.nic->create_link();
+  near->connect(far->address());
+  far->connect(near->address());
+  stub.held = true;
+  const WorkRequest lost = a.write(b, 0, 0, 8, 1);
+  REQUIRE(a.link->post({&lost, 1}) == 1);
+  a.link->close();  // returns although the device has not
+  for (int call = 0; call < 2; ++call) {
+    CAPTURE(call);
+    REQUIRE(until(a, b, [&] { return in_call.load(); }));
+    CHECK(!a.link->shut());
+    CHECK(!a.link->closed());
+    stub.held = false;
+    const WorkRequest wr = a.write(b, 0, 0, 8, static_cast<uint32_t>(10 + call));
+    REQUIRE(near->post({&wr, 1}) == 1);
+    REQUIRE(until(a, b, [&] { return !b.immediates.empty(); }));
+    CHECK(b.immediates.back() == static_cast<uint32_t>(10 + call));
+    b.immediates.clear();
+    ++permits;
+    while (permits > 0) std::this_thread::yield();
+  }
+  REQUIRE(until(a, b, [&] { return a.link->closed(); }));
+  CHECK(a.failed == 1);
+  CHECK(a.link->immediates_completed() == 0);
+  permits = 1000;  // for the ends of the others
 }
 
 TEST_CASE("verbs: control messages of every length, cut into packets and put together again") {
@@ -344,8 +394,8 @@ TEST_CASE("verbs on devices: a refused WR fails, breaks its link, and a new link
   CHECK(a.ended[1].status == Status::kRemoteAccess);
   CHECK(a.ended[2].status == Status::kFlushed);
   CHECK(a.link->broken());
-  a.link->close();
-  b.link->close();
+  shut(a);
+  shut(b);
   CHECK(b.link->immediates_landed() == 1);
   a.link = a.nic->create_link();
   b.link = b.nic->create_link();
@@ -371,10 +421,10 @@ TEST_CASE("verbs on devices: closing the receiving half under load fences, and b
       a.poll();
       b.poll();
     }
-    b.link->close();
+    shut(b);
     const uint64_t landed = b.link->immediates_landed();
     std::memset(b.memory.data(), 0x5a, b.memory.size());
-    a.link->close();
+    shut(a);
     REQUIRE(until(a, b, [&] { return a.link->outstanding() == 0; }));
     for (int i = 0; i < 200; ++i) b.poll();
     CHECK(b.immediates.size() == landed);
