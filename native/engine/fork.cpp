@@ -1,6 +1,7 @@
 // Engines before and after fork().
 #include "engine/fork.h"
 
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <unordered_set>
@@ -8,6 +9,7 @@
 
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "nic/process_lock.h"
 
 namespace railwire {
 namespace {
@@ -48,9 +50,11 @@ void before_fork() {
       all().held.push_back(std::move(alive));
     }
   }
+  ProcessLock::hold_all(std::chrono::nanoseconds(deadline - now_ns()));
 }
 
 void after_fork_in_parent() {
+  ProcessLock::let_go_all();
   auto held = std::move(all().held);
   for (size_t i = 0; i < held.size(); ++i) {
     if (all().locked[i]) held[i]->go_on();
@@ -62,6 +66,7 @@ void after_fork_in_parent() {
 }
 
 void after_fork_in_child() {
+  ProcessLock::renew_all();
   static auto* inherited = new std::vector<std::shared_ptr<Engine>>;  // their destructors never run
   for (size_t i = 0; i < all().held.size(); ++i) {
     all().held[i]->note_inherited(all().locked[i]);

@@ -13,11 +13,12 @@
 #include "cuda/stream_words.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "nic/process_lock.h"
 
 namespace railwire {
 namespace {
 
-std::mutex stream_words_mutex;  // of all operations: held for a moment, by the few that streams wait for
+ProcessLock stream_words_mutex;  // of all operations: held for a moment, by the few that streams wait for
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "nic/libfabric_api.h"
+#include "nic/process_lock.h"
 
 namespace railwire {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 constexpr uint32_t kOldest = FI_VERSION(1, 14);
 
 struct Loader {
-  std::mutex mutex;
+  ProcessLock mutex;
   std::vector<std::string> search;
   std::vector<LibraryAttempt> attempts;
   LibfabricApi api;

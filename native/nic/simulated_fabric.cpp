@@ -9,11 +9,12 @@
 #include <iterator>
 
 #include "nic/nic.h"
+#include "nic/process_lock.h"
 
 namespace railwire {
 namespace {
 
-std::mutex registry_mutex;
+ProcessLock registry_mutex;
 std::map<std::string, std::shared_ptr<SimulatedFabric>> registry;
 
 }  // namespace

@@ -8,13 +8,14 @@
 #include <cstring>
 #include <mutex>
 
+#include "nic/process_lock.h"
 #include "nic/verbs_api.h"
 
 namespace railwire {
 namespace {
 
 struct Loader {
-  std::mutex mutex;
+  ProcessLock mutex;
   bool tried = false;
   std::string error;
   VerbsApi api;
