@@ -118,6 +118,7 @@ class TcpLink final : public Link, public TcpWatched {
   bool broken() const override { return broken_.load(std::memory_order_relaxed); }
   void close() override;
   bool closed() const override { return closed_ && machine_.outstanding() == 0 && machine_.quiet(); }
+  bool shut() const override { return machine_.quiet(); }  // a copy to a GPU may be under way
   uint64_t immediates_landed() const override { return machine_.immediates_landed(); }
   uint64_t immediates_completed() const override { return machine_.immediates_completed(); }
 
