@@ -137,6 +137,7 @@ def test_the_owners_are_kept_as_long_as_any_region(two: tuple[TransferEngine, Tr
 
 def test_closing(two: tuple[TransferEngine, TransferEngine]) -> None:
     a, b = two
+    peers = a.peers
     regions = b.register_many([np.zeros(64, np.uint8) for _ in range(20)])
     table = regions.descriptor
     regions.close()
@@ -148,7 +149,7 @@ def test_closing(two: tuple[TransferEngine, TransferEngine]) -> None:
     with pytest.raises(ClosedError):
         b.register_many([np.zeros(8, np.uint8)])
     regions.close()
-    for peer in a.peers:
+    for peer in peers:  # whose news come a little later than the end of the connection
         peer.lost.wait(5)
     with pytest.raises(StaleAddressError):
         a.write(a.register(np.ones(64, np.uint8)), table[7])
