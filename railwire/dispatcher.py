@@ -136,6 +136,8 @@ class Dispatcher:
             engine._on_peer_up(value)
         elif kind == "peer_lost":
             engine._on_peer_lost(value)
+        elif kind == "unreached":
+            engine._on_unreached(value, data)
         elif kind == "watcher":
             engine._on_watcher(value)
         elif kind == "action":

@@ -239,6 +239,12 @@ class TransferEngine(Registration, OneSided, Messaging):
             self._watchers.pop(watcher_id, None)
             self._triggers.pop(watcher_id, None)
 
+    def _on_unreached(self, peer_id: int, reason: bytes) -> None:
+        with self._lock:
+            peer = self._peers.get(peer_id)
+        if peer is not None:
+            peer._on_unreached(reason.decode(errors="replace"))
+
     def _on_watcher(self, watcher_id: int) -> None:
         with self._lock:
             watcher = self._watchers.get(watcher_id)

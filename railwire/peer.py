@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from railwire.errors import PeerLostError
 from railwire.owner import Owner
 from railwire.transfer import Fence, resolve
 
+log = logging.getLogger("railwire")
 _STATES = ("connecting", "connected", "closing", "closed", "lost")
 
 
@@ -156,6 +158,7 @@ class Peer:
         self.initiated = initiator
         """True if we called connect(), False if the peer did."""
         self._nic_pairs = tuple(nic_pairs)
+        self._unreached: list[str] = []  # why memory of the peer is not reached over a better kind of NIC
         self.lost = PeerLoss()
         self._admitted = False  # the engine knows that it is up
 
@@ -193,14 +196,25 @@ class Peer:
             at += links
             ours = [nic for nic in engine.nics if nic.name in {own for own, _ in names}]
             carries = "any memory" if all(nic.takes_all_memory for nic in ours) else "host memory"
+            if carries == "host memory" and kind in ("shm", "tcp") and engine.device != "cpu":
+                carries += f" and memory of {engine.device}"  # which they copy themselves
             if not sets:
                 why = f"{kind} is the best kind of NIC that both sides have"
             else:
                 why = f"memory that {sets[0].kind} does not take goes over {kind}"
+                if self._unreached:
+                    why += f" ({'; '.join(self._unreached)})"
             if not usable:
                 why += "; none of its links is up"
             sets.append(Rails(kind, tuple(dict.fromkeys(names)), links, up, carries, why))
         return tuple(sets)
+
+    def _on_unreached(self, reason: str) -> None:
+        """Some memory of its goes over a lesser kind of NIC. Said once for each reason."""
+        if reason in self._unreached or len(self._unreached) == 8:
+            return
+        self._unreached.append(reason)
+        log.warning("railwire: memory of %s is not reached over its best NIC: %s", self.name, reason)
 
     def close(self, timeout: float | None = None) -> None:
         """Ends the connection; returns only when this peer can no longer write into our memory.

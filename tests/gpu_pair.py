@@ -23,7 +23,7 @@ PAGES = rng.permutation(NBYTES // PAGE)[:COUNT]
 
 class Side:
     def __init__(self, device: str) -> None:
-        self.engine = TransferEngine(device, nics=[sys.argv[5]], liveness=2.0)
+        self.engine = TransferEngine(device, nics=sys.argv[5].split("+"), liveness=2.0)
         self.memory: Any = np.zeros(NBYTES, np.uint8) if device == "cpu" else GpuMemory(NBYTES, int(device[5:]))
         self.region = self.engine.register(self.memory)
         self.fill(np.zeros(NBYTES, np.uint8))
@@ -110,6 +110,8 @@ def initiator(device: str, other: str, what: str) -> None:
     tell(**ask("pages"))
     side.engine.write(side.region[3 : 3 + (5 << 20)], remote[: 5 << 20], imm=2).wait(30)
     tell(**ask("whole"))
+    if "+" in sys.argv[5]:
+        tell(path=[[rails.kind, rails.carries, rails.why] for rails in peer.path])
     side.fill(np.zeros(NBYTES, np.uint8))
     side.engine.read(remote[: 4 << 20], side.region[1 << 20 : 5 << 20]).wait(30)
     got = side.read()

@@ -16,9 +16,9 @@ PAIR = Path(__file__).parent / "gpu_pair.py"
 MOVED = {"pages": True, "whole": True, "read": True}
 
 
-def run(device: str, other: str, what: str = "", **faults: object) -> dict[str, Any]:
+def run(device: str, other: str, what: str = "", nic: str = "tcp://127.0.0.1", **faults: object) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(PAIR), "a", device, other, what, "tcp://127.0.0.1"],
+        [sys.executable, str(PAIR), "a", device, other, what, nic],
         env=fake_cuda_environment(**faults),
         capture_output=True,
         text=True,
@@ -28,6 +28,8 @@ def run(device: str, other: str, what: str = "", **faults: object) -> dict[str, 
     facts: dict[str, Any] = {}
     for line in done.stdout.splitlines():
         facts.update(json.loads(line))
+    if "+" in nic:
+        facts["warned"] = done.stderr
     return facts
 
 
@@ -36,6 +38,14 @@ def run(device: str, other: str, what: str = "", **faults: object) -> dict[str, 
 )
 def test_every_byte_arrives(device: str, other: str) -> None:
     assert run(device, other, DELAY_US=100) == {**MOVED, "child": 0, "end": True}
+
+
+def test_what_shm_cannot_map_goes_over_tcp_and_that_is_said() -> None:
+    facts = run("cuda:0", "cuda:1", nic="shm+tcp://127.0.0.1", NO_IPC=1, NO_VMM=1)
+    assert {name: facts[name] for name in MOVED} == MOVED
+    (shm, _, _), (tcp, carries, why) = facts["path"]
+    assert (shm, tcp, carries) == ("shm", "tcp", "host memory and memory of cuda:0")
+    assert "PID and IPC namespace" in why and facts["warned"].count("not reached over its best NIC") == 1, facts
 
 
 def test_a_peer_that_dies_ends_every_transfer() -> None:

@@ -19,6 +19,7 @@ struct Event {
     kHandshake,  // a: index of the NIC it came by; data: a handshake frame, to be answered by Python
     kPeerUp,     // a: peer id; before everything else of this peer
     kPeerLost,   // a: peer id; after everything else
+    kUnreached,  // a: peer id; data: why some of its memory is not reached over a better kind of NIC
     kWatcher,    // a: watcher id; Watcher::take() has the values
     kAction,     // a: watcher id; WordAction::take_ended() has what has ended
     kRelease,    // a: owner token; nothing native uses the owner's memory any more

@@ -237,6 +237,10 @@ std::shared_ptr<const RemoteAccess> Engine::reach(const std::shared_ptr<Peer>& p
   if (access->sets == 0) {
     throw BadKeys("memory of peer " + peer->name + " cannot be reached: " + access->unreached);
   }
+  if (!access->unreached.empty()) {
+    const auto* text = reinterpret_cast<const std::byte*>(access->unreached.data());
+    events().push({Event::kUnreached, options_.event_tag, peer->id, {text, text + access->unreached.size()}});
+  }
   std::lock_guard guard(keys.mutex_);
   keys.access_ = access;
   return access;

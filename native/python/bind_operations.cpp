@@ -51,6 +51,8 @@ const char* kind_name(Event::Kind kind) {
       return "peer_up";
     case Event::kPeerLost:
       return "peer_lost";
+    case Event::kUnreached:
+      return "unreached";
     case Event::kWatcher:
       return "watcher";
     case Event::kAction:
