@@ -61,7 +61,7 @@ void TcpMachine::landed_later(const TcpEntry& entry) {
 
 void TcpMachine::settle(std::vector<uint32_t>& immediates) {
   if (state() == State::kFailed) return;
-  if (gpu_->failed() && waits_for_gpu()) return fail(Status::kOther, EREMOTEIO);
+  if (gpu_->failed() && waits_for_gpu()) return fail_with_gpu();
   const uint64_t copied = gpu_->copied();
   for (; !landings_.empty() && landings_.front().copy <= copied; landings_.pop_front()) {
     const Landing& landing = landings_.front();
@@ -77,6 +77,18 @@ void TcpMachine::settle(std::vector<uint32_t>& immediates) {
   }
   if (stalled_) received(0, immediates);
   if (stage_next_ < posted_) stage();
+}
+
+// The GPU copies nothing any more: whatever it had to do with is not worth another link.
+void TcpMachine::fail_with_gpu() {
+  const uint64_t first = done_;
+  fail(Status::kOther, EREMOTEIO);
+  for (uint64_t number = first; number < posted_; ++number) {
+    Slot& ended = slot(number);
+    if (!ended.request.local_key) continue;
+    ended.status = Status::kOther;
+    ended.error = EREMOTEIO;
+  }
 }
 
 // What has not been counted comes again over another link, or has failed.

@@ -85,7 +85,8 @@ class TcpMachine {
  private:
   static constexpr size_t kHeader = sizeof(TcpFrame) + kTcpMostEntries * sizeof(TcpEntry);
   static constexpr size_t kBuffer = 32 << 10;
-  static constexpr size_t kMostAnswers = 16384;  // reads of the peer's that wait: more than any link is deep
+  static constexpr size_t kMostAnswers = 16384;   // reads of the peer's that wait: more than any link is deep
+  static constexpr size_t kMostLandings = 65536;  // more than any link is deep, in pieces of a frame's length
   static_assert(kBuffer >= kHeader);
 
   struct Slot {
@@ -128,6 +129,7 @@ class TcpMachine {
   void stage_answers();
   void add_staged(TcpGpuOut& staged, size_t length);
   void landed_later(const TcpEntry& entry);
+  void fail_with_gpu();
   void drop_gpu();
 
   const TcpRegions& regions_;

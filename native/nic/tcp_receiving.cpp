@@ -19,7 +19,7 @@ void TcpMachine::refuse(bool of_read) {
 size_t TcpMachine::room(std::span<iovec> places) {
   size_t used = 0;
   offered_ = 0;
-  if (stalled_) return 0;
+  if (stalled_ || landings_.size() >= kMostLandings) return 0;
   if (state() == State::kOpen && frame_left_ > 0) {
     if (frame_.type == TcpFrame::kReadData) {
       WorkRequest& read = slot(reads_.front()).request;
@@ -158,6 +158,7 @@ bool TcpMachine::check_entries(const TcpFrame& frame, const std::byte* entries) 
     piece.gpu = false;
     piece.place = regions_.find(entry.rkey, entry.offset, entry.length, !read, &allowed, &piece.gpu);
     piece.gpu &= !read;
+    allowed &= !piece.gpu || !gpu_->failed();
     frame_gpu_ |= piece.gpu;
     if (!allowed) refused_at_ = std::min(refused_at_, i);
   }
