@@ -92,7 +92,8 @@ def plan_pairs(ours: wire.Address, theirs: wire.Address, without: frozenset[str]
         own = [i for i, nic in enumerate(ours.nics) if nic.kind == kind]
         other = [i for i, nic in enumerate(theirs.nics) if nic.kind == kind]
         nics = [*(ours.nics[i] for i in own), *(theirs.nics[i] for i in other)]
-        takes_all = all(nic.takes_all_memory for nic in nics)
+        # Over tcp a side's own memory is all that its NIC has to take: whoever has no GPU has host memory alone.
+        takes_all = (any if kind == "tcp" else all)(nic.takes_all_memory for nic in nics)
         if pairs and not takes_all:
             continue
         links = max(nic.links for nic in nics)

@@ -196,8 +196,8 @@ class Peer:
             at += links
             ours = [nic for nic in engine.nics if nic.name in {own for own, _ in names}]
             carries = "any memory" if all(nic.takes_all_memory for nic in ours) else "host memory"
-            if carries == "host memory" and kind in ("shm", "tcp") and engine.device != "cpu":
-                carries += f" and memory of {engine.device}"  # which they copy themselves
+            if kind in ("shm", "tcp") and engine.device != "cpu":
+                carries = f"host memory and memory of {engine.device}"  # which they copy themselves
             if not sets:
                 why = f"{kind} is the best kind of NIC that both sides have"
             else:

@@ -57,7 +57,7 @@ TcpNic::TcpNic(TcpSpec spec, const GpuOptions& gpu)
   info_.provider = "railwire tcp " + std::to_string(kTcpVersion);
   info_.resumable = true;
   info_.max_write_bytes = kTcpLongestWrite;
-  info_.takes_all_memory = false;  // no GPU's
+  info_.takes_all_memory = has_gpu_;  // of an engine: of its own GPU, and the host's
   info_.link_depth = spec_.link_depth;
   info_.max_message_bytes = kTcpLongestMessage;
   info_.links_per_pair = spec_.streams;
