@@ -76,9 +76,9 @@ def test_a_peer_that_dies_ends_every_transfer() -> None:
     assert facts == {**MOVED, "ended": 50, "again": True, "end": True}
 
 
-def test_memory_that_is_closed_is_fenced_and_gets_an_error() -> None:
+def test_memory_that_is_closed_is_fenced_gets_an_error_and_may_be_registered_again() -> None:
     facts = run("cuda:0", "cuda:0", "free", DELAY_US=300)
-    assert facts == {**MOVED, "closed": True, "after": "RevokedError", "child": 0, "end": True}
+    assert facts == {**MOVED, "closed": True, "after": "RevokedError", "anew": True, "child": 0, "end": True}
 
 
 @pytest.mark.parametrize(
