@@ -37,6 +37,7 @@ class World:
         self.served: dict[str, Any] = {"a": None, "b": None}
         self.ended = 0
         self.stopped: set[int] = set()
+        self.dismissed: set[str] = set()
         self.lead_do(self.lead.start(1))
 
     # ---- actions
@@ -50,6 +51,12 @@ class World:
                 case lm.Decide():
                     self.decision = "published"
                     self.lead_do(self.lead.decided(True))
+                case lm.Dismiss(name):
+                    for wire in ((name, "lead"), ("lead", name)):
+                        self.wires.pop(wire, None)
+                    self.dismissed.add(name)
+                    if name in self.alive:
+                        self.receiver_do(name, self.receivers[name].lead_lost())
                 case lm.Done():
                     self.ended += 1
 
@@ -79,6 +86,8 @@ class World:
                     self.receiver_do(name, machine.verdict(self.decision == "published"))
 
     def put(self, src: Any, dst: Any, message: Any) -> None:
+        if "lead" in (src, dst) and self.dismissed & {src, dst}:
+            return  # that connection is closed
         if src in self.alive and dst in self.alive:
             self.wires.setdefault((src, dst), deque()).append(message)
 
@@ -89,6 +98,8 @@ class World:
         if losses:
             found += [("kill", who) for who in sorted(self.alive, key=str)]
             found += [("fail", key) for key in sorted(self.landing, key=str)]
+            if "lead" in self.alive and self.lead.phase != "idle":
+                found.append(("late", "lead"))
         return found
 
     def move(self, kind: str, what: Any) -> None:
@@ -100,6 +111,8 @@ class World:
             self.landing.pop(what)
             self.finish_writing(what[0], {what[1]: "failed"})
             self.receiver_do(what[1], self.receivers[what[1]].broken(self.attempt_of[what[1]], "writer failed"))
+        elif kind == "late":
+            self.lead_do(self.lead.timed_out())
         else:
             self.kill(what)
 
@@ -207,7 +220,7 @@ def test_every_moment_at_which_one_dies(in_place: bool) -> None:
         rng = random.Random(seed)
         world = World(in_place)
         while world.moves(0):
-            for loss in [m for m in world.moves(1) if m[0] in ("kill", "fail")]:
+            for loss in [m for m in world.moves(1) if m[0] in ("kill", "fail", "late")]:
                 branch = copy.deepcopy(world)
                 branch.move(*loss)
                 branch.finish()
@@ -225,7 +238,7 @@ def test_random_orders_and_several_losses(request: pytest.FixtureRequest) -> Non
         losses = rng.randint(0, 3)
         while moves := world.moves(losses and rng.random() < 0.15):
             kind, what = rng.choice(moves)
-            losses -= kind in ("kill", "fail")
+            losses -= kind in ("kill", "fail", "late")
             world.move(kind, what)
             if losses <= 0 and not world.moves(0):
                 break
@@ -241,7 +254,7 @@ def test_time_outs_name_whom_they_waited_for() -> None:
     lead.start(1)
     for rank in (0, 1):
         lead.arrived(rank, 1, 2)
-    lead.timed_out()  # "a" does not answer: it is dropped
+    assert lm.Dismiss("a") in lead.timed_out()  # "a" does not answer: it is dropped, and told so
     assert lead.phase == "idle" and not lead.receivers
     lead.join("a", DIGEST, {"t0": 1, "t1": 1})
     lead.start(1)

@@ -233,6 +233,26 @@ def test_updates_are_exact_and_versions_follow(bed: Bed, mode: str) -> None:
     assert [model.receiver.version for model in models] == [5, 5]
 
 
+def test_a_receiver_that_answers_too_late_is_left_out_and_joins_again(bed: Bed) -> None:
+    world = World(bed, 2, timeout=1.0)
+    slow = threading.Event()
+    models = [Model(bed, "r"), Model(bed, "s", on_begin=lambda version: version == 2 and slow.wait(20))]
+    world.trainers[0].await_receivers(2)
+    good(world.update(1))
+    for problem in world.update(2):
+        assert isinstance(problem, UpdateError) and re.search(r"receiver s\b.*did not answer in time", str(problem))
+    world.step()
+    good(world.update(3))  # without it
+    models[0].check(world.whole)
+    slow.set()
+    world.trainers[0].await_receivers(3, 20)  # it has a place again
+    world.step()
+    good(world.update(4))
+    for model in models:
+        assert model.receiver.wait(4, 10) == 4
+        model.check(world.whole)
+
+
 def test_a_live_tensor_that_was_replaced_is_named(bed: Bed) -> None:
     world = World(bed, 2)
     model = Model(bed, "r")

@@ -195,6 +195,14 @@ class LeadShell:
             self._do(self._machine.receiver_lost(name))
             self._set_cohorts()
 
+    def _dismiss(self, name: str) -> None:
+        peer = self._peers.pop(name, None)
+        self._set_cohorts()
+        if peer is not None:
+            log.warning("receiver %s did not answer in time: it is left out until it joins again", name)
+            with contextlib.suppress(RailwireError):
+                peer.close_async()  # nobody waits: one that has stopped takes its time
+
     def _late(self) -> None:
         self._do(self._machine.timed_out())
 
@@ -236,6 +244,8 @@ class LeadShell:
                     self._tell(rank, message)
                 case lead_machine.Decide(version, attempt):
                     self._decide(version, attempt)
+                case lead_machine.Dismiss(name):
+                    self._dismiss(name)
                 case lead_machine.Done():
                     pass
         machine = self._machine

@@ -37,6 +37,12 @@ class Decide(msgspec.Struct, frozen=True):
     attempt: int
 
 
+class Dismiss(msgspec.Struct, frozen=True):
+    """A receiver that did not answer in time is left out: close its connection, so that it knows and can join again."""
+
+    name: str
+
+
 class Done(msgspec.Struct, frozen=True):
     """The update has ended; the machine is idle again."""
 
@@ -44,7 +50,7 @@ class Done(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
 
 
-LeadAction = ToReceiver | ToTrainer | Decide | Done
+LeadAction = ToReceiver | ToTrainer | Decide | Dismiss | Done
 Phase = Literal["idle", "arriving", "beginning", "writing", "deciding", "publishing", "stopping", "aborting"]
 
 
@@ -209,12 +215,14 @@ class Lead:
             return self._finish(*(f"trainer rank {rank} did not call update()" for rank in sorted(self._waiting)))
         if self.phase in ("beginning", "publishing", "aborting"):
             names = sorted(self._waiting)
-            actions: list[LeadAction] = []
+            actions: list[LeadAction] = [Dismiss(name) for name in names]
             if self.phase == "beginning":
                 for name in names:
                     self.receivers.pop(name, None)
+                    self.arrivals.pop(name, None)
+                    self.current.discard(name)
                     self._taking_part.discard(name)
-                return self._fail(*(f"receiver {name} did not answer in time" for name in names))
+                return [*actions, *self._fail(*(f"receiver {name} did not answer in time" for name in names))]
             for name in names:
                 actions += self.receiver_lost(name)
             return actions

@@ -85,6 +85,7 @@ class Receiver:
         self._closed = False
         self._error: Exception | None = None
         self._epoch = 0
+        self._left = False
         self._lead: Peer | None = None
         self._machine: ReceiverMachine | None = None
         self._part: Plan | None = None
@@ -161,7 +162,8 @@ class Receiver:
 
     def _join(self) -> None:
         epoch = self._rendezvous.count("epoch")
-        if epoch == self._epoch or not self._rendezvous.has(f"{epoch}/checkpoint"):
+        again = epoch == self._epoch
+        if (again and not self._left) or not self._rendezvous.has(f"{epoch}/checkpoint"):
             return
         if self._machine is not None and self._machine.state != "idle":
             return  # the old life's update must have ended; its lead's loss ends it
@@ -169,7 +171,13 @@ class Receiver:
         if checkpoint != self._checkpoint:
             self._prepare(checkpoint)
         assert self._destination is not None
-        lead = self._engine.connect(self._rendezvous.get(f"{epoch}/lead"))
+        try:
+            lead = self._engine.connect(self._rendezvous.get(f"{epoch}/lead"), self._engine.liveness)
+        except RailwireError:
+            if again:
+                return  # the trainers are gone; their next life is another epoch
+            raise
+        self._left = False
         slot = self._rendezvous.number(f"{epoch}/receivers")
         info = ReceiverInfo(
             self.name, bytes(self._engine.address), self._engine.incarnation.hex(),
@@ -256,6 +264,7 @@ class Receiver:
 
     def _lead_lost(self, machine: ReceiverMachine) -> None:
         if machine is self._machine:
+            self._left = True  # if it lives, it has left us out: join again
             self._do(machine, machine.lead_lost())
         self._look()
 
