@@ -58,9 +58,15 @@ def memory(
     fp8: bool = typer.Option(True, help="Tokens travel as fp8."),
 ) -> None:
     """Registered memory of one rank."""
-    from railwire.moe import Geometry, MoeConfig
+    import dataclasses
 
-    g = Geometry(MoeConfig(ranks=ranks, experts=experts, hidden=hidden, max_tokens=tokens, top_k=top_k, fp8=fp8))
+    from railwire.moe import Geometry, MoeConfig
+    from railwire.moe.graph_sizes import GraphSizes
+
+    config = MoeConfig(ranks=ranks, experts=experts, hidden=hidden, max_tokens=tokens, top_k=top_k, fp8=fp8)
+    g = Geometry(config)
+    most = GraphSizes.of(config)
+    few = GraphSizes.of(dataclasses.replace(config, slot_rows=g.first_slot_rows))
     table = Table(title=f"EP{ranks}: registered memory of a rank")
     table.add_column("region")
     table.add_column("MB", justify="right")
@@ -70,6 +76,8 @@ def memory(
         ("combine, receive", g.combine_region),
         ("combine, send", g.combine_send_region),
         ("together", g.registered_bytes),
+        (f"for CUDA graphs, slots of {most.slot_rows} rows (all that can come)", most.registered),
+        (f"for CUDA graphs, slots of {few.slot_rows} rows", few.registered),
     ):
         table.add_row(name, f"{size / 1e6:.1f}")
     Console().print(table)
