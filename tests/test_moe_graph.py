@@ -114,7 +114,7 @@ def end(state: State) -> None:
 
 def test_layers_and_failures(children: Children, seed: int, tmp_path: Path) -> None:
     """In one test, as each process takes seconds to import torch and triton."""
-    ranks = [children.spawn(f"rank{rank}") for rank in range(2)]
+    ranks = [children.spawn(f"rank{rank}") for rank in range(3)]
     number = iter(range(100))
 
     def each(function: Any, *args: Any) -> list[Any]:
@@ -129,6 +129,10 @@ def test_layers_and_failures(children: Children, seed: int, tmp_path: Path) -> N
         rank.begin(begin, i)
     for rank in ranks:
         rank.answer(patient(60))
+    groups(patient(20.0), ranks=3)  # the one in the middle has others before and behind it
+    assert each(layers, seed, len(KINDS)) == [[], [], []]
+    each(leave)
+    ranks.pop().call(end)
     shapes: list[dict[str, Any]] = [
         {"fp8": True, "dtype": "bfloat16", "hidden": 130, "expert_alignment": 4},
         {"layout": "batched", "dtype": "float16", "experts": 4},
