@@ -5,25 +5,24 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <string>
+
+#include "nic/text_file.h"
 
 namespace railwire {
 
 uint64_t process_start_ticks(int64_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  if (!std::getline(file, line)) return 0;
-  const size_t after_name = line.rfind(')');
-  if (after_name == std::string::npos) return 0;
-  std::istringstream rest(line.substr(after_name + 2));
-  std::string field;
-  for (int i = 3; i <= 22 && rest >> field; ++i) {
-    if (i == 3 && (field == "Z" || field == "X")) return 0;
-    if (i == 22) return std::strtoull(field.c_str(), nullptr, 10);
+  const std::string line = first_line("/proc/" + std::to_string(pid) + "/stat");
+  size_t at = line.rfind(')');  // ends the name, which may hold anything
+  if (at == std::string::npos || at + 2 >= line.size()) return 0;
+  at += 2;  // the third field, the state
+  if (line[at] == 'Z' || line[at] == 'X') return 0;
+  for (int field = 3; field < 22; ++field) {
+    at = line.find(' ', at);
+    if (at == std::string::npos) return 0;
+    ++at;
   }
-  return 0;
+  return std::strtoull(line.c_str() + at, nullptr, 10);
 }
 
 int open_process(int64_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)); }

@@ -6,8 +6,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <vector>
+
+#include "nic/text_file.h"
 
 namespace railwire {
 
@@ -48,9 +49,7 @@ std::string why_no_cma(pid_t pid, uint64_t address, std::span<const std::byte> e
     return "process " + std::to_string(pid) + " is not the one that its address names";
   }
   if (got == -EPERM) {
-    std::ifstream scope("/proc/sys/kernel/yama/ptrace_scope");
-    std::string value;
-    scope >> value;
+    const std::string value = first_line("/proc/sys/kernel/yama/ptrace_scope");
     return "the kernel does not allow to copy to process " + std::to_string(pid) +
            " (CMA; yama.ptrace_scope=" + (value.empty() ? "none" : value) +
            "): sysctl kernel.yama.ptrace_scope=0, in containers --cap-add=SYS_PTRACE";

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 
 #include "nic/host_internal.h"
+#include "nic/text_file.h"
 
 namespace railwire {
 namespace {
@@ -21,11 +21,9 @@ constexpr size_t kArenaBytes = 256 << 10;
 
 // FNV-1a of the boot id: told apart, not kept secret.
 uint64_t kernel_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string text;
-  file >> text;
   uint64_t hash = 0xcbf29ce484222325;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  for (const char c : first_line("/proc/sys/kernel/random/boot_id"))
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
 }
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 
 #include "nic/libfabric_internal.h"
 #include "nic/network.h"

@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <fstream>
+
+#include "nic/text_file.h"
 
 namespace railwire {
 
@@ -48,11 +49,7 @@ std::string default_host(bool ipv6) {
 
 // The kernel says Mbit/s, and for virtual devices -1 or nothing.
 double gbps_of_interface(const std::string& name) {
-  // Text, not a number off the stream: that needs a locale, which crashes where two C++ libraries are loaded.
-  std::ifstream file("/sys/class/net/" + name + "/speed");
-  std::string line;
-  if (!std::getline(file, line)) return 0;
-  const double mbps = std::strtod(line.c_str(), nullptr);
+  const double mbps = std::strtod(first_line("/sys/class/net/" + name + "/speed").c_str(), nullptr);
   return mbps > 0 ? mbps / 1000 : 0;
 }
 

@@ -8,20 +8,13 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <fstream>
+
+#include "nic/text_file.h"
 
 namespace railwire {
 namespace {
 
 constexpr const char* kRoot = "/sys/class/infiniband/";
-
-// A container may show a device in libibverbs and hide it in /sys: then these are empty.
-std::string sysfs_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 std::string port_folder(const std::string& device, uint32_t port) {
   return kRoot + device + "/ports/" + std::to_string(port);
@@ -121,11 +114,12 @@ std::string names_of(const DeviceList& devices) {
 }
 
 std::string netdev_of(const std::string& device, uint32_t port, uint32_t gid) {
-  return sysfs_line(port_folder(device, port) + "/gid_attrs/ndevs/" + std::to_string(gid));
+  // A container may show a device in libibverbs and hide it in /sys: then it is empty.
+  return first_line(port_folder(device, port) + "/gid_attrs/ndevs/" + std::to_string(gid));
 }
 
 std::string gid_type(const std::string& device, uint32_t port, uint32_t gid) {
-  return sysfs_line(port_folder(device, port) + "/gid_attrs/types/" + std::to_string(gid));
+  return first_line(port_folder(device, port) + "/gid_attrs/types/" + std::to_string(gid));
 }
 
 // Index of the best GID, or -1.
