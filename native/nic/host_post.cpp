@@ -87,6 +87,11 @@ std::byte* HostLink::mapped_at(const WorkRequest& request, const RegionRange& ra
 // Starts WRs, in order, until the ring is full or so many bytes have been copied. Returns bytes copied.
 uint64_t HostLink::advance(uint64_t budget) {
   uint64_t copied = 0;
+  // Copies end without the ring, whose immediates fill it all the same: nobody else looks how far the peer has come.
+  if (blocked_ && !out_.look()) {
+    break_now(EPROTO);
+    return 0;
+  }
   blocked_ = false;
   while (up_ && next_ != end_ && copied < budget) {
     Work& work = at(next_);

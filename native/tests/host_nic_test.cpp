@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "nic/host_internal.h"
 #include "tests/libfabric_halves.h"
@@ -137,6 +138,23 @@ TEST_CASE("a memfd is mapped by the peer, and no more once it is deregistered") 
   wr.rkey = remote.rkey;
   pair.post(wr);
   CHECK(pair.one.ends.back() == Status::kRemoteAccess);
+}
+
+TEST_CASE("a ring full of immediates of writes that need no ring goes on when the peer has taken them") {
+  Pair pair;
+  pair.post(pair.one.write(0, 0, 0));  // the halves have met
+  std::vector<WorkRequest> batch(64, pair.one.write(0, 0, 0, WorkRequest::kImmediate, 7));
+  size_t posted = 0, seen = 0;
+  for (size_t before = 1; posted != before;) {  // the peer looks at nothing: until the ring and the link are full
+    before = posted;
+    posted += pair.one.link->post(batch);
+    pair.one.poll();
+  }
+  REQUIRE(posted > kLinkRingBytes / record_bytes(RecordKind::kImmediate, 0));
+  pair.until([&] {
+    seen += std::exchange(pair.two.immediates, {}).size();
+    return seen == posted && pair.one.link->outstanding() == 0;
+  });
 }
 
 TEST_CASE("a half that is closed is fenced while the peer does not copy, and the peer's half breaks") {
