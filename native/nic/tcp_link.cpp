@@ -19,6 +19,7 @@ namespace {
 constexpr uint64_t kReadTurn = 1 << 20;  // bytes of one link, before the next one's turn
 constexpr uint64_t kWriteTurn = 1 << 20;
 constexpr uint64_t kPostTurn = 4 << 20;  // sent while posting; the socket is full before that, mostly
+constexpr size_t kHeldBatch = 32;        // as many at once are followed by more, mostly: they go out together
 constexpr uint64_t kTellAfter = 256;     // work requests that have landed, while more are coming
 constexpr int64_t kLinger = 1'000'000'000;
 
@@ -111,7 +112,9 @@ size_t TcpLink::post(std::span<const WorkRequest> batch) {
   if (broken() || !connected_) return 0;
   const size_t taken = machine_.post(batch);
   if (up_ && writable_ && taken > 0) {
-    write(kPostTurn, false);
+    // What is held goes out with poll(), which comes before anybody sleeps.
+    const bool held = taken >= kHeldBatch && !batch[0].local_key && !machine_.fills_frame();
+    if (!held) write(kPostTurn, false);
     nic_.note_gpu(*this);
     if (has_work() && fd_) {
       nic_.note_work(*this);

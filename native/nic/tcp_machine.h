@@ -38,8 +38,11 @@ class TcpMachine {
   State state() const { return state_.load(std::memory_order_relaxed); }
 
   // ---- our work requests -------------------------------------------------------------------------------------------
+  // Takes no more while kMostUnsent bytes wait, so that what is posted next does not wait for longer than they do.
   size_t post(std::span<const WorkRequest> batch);
   size_t outstanding() const { return posted_ - handed_; }
+  // What output() would put into one frame, at most: is there enough for a whole one?
+  bool fills_frame() const { return posted_ - next_ >= kTcpMostEntries || unsent_ >= kTcpLongestFrame / 2; }
   // hand_out() has something. What a GPU still copies cannot be taken back: it keeps what was given up.
   bool has_ended() const { return handed_ < done_ && (state() != State::kFailed || quiet()); }
   size_t hand_out(std::span<Completion> out, Link* link);
@@ -85,8 +88,12 @@ class TcpMachine {
  private:
   static constexpr size_t kHeader = sizeof(TcpFrame) + kTcpMostEntries * sizeof(TcpEntry);
   static constexpr size_t kBuffer = 32 << 10;
-  static constexpr size_t kMostAnswers = 16384;   // reads of the peer's that wait: more than any link is deep
-  static constexpr size_t kMostLandings = 65536;  // more than any link is deep, in pieces of a frame's length
+  static constexpr uint64_t kMostUnsent = 64 << 20;
+  static constexpr size_t kFewestSlots = 64;
+  static constexpr uint32_t kLongFrame = 32 << 10;  // of payload
+  static constexpr size_t kFewestAhead = 256;       // bytes that are read behind a long frame
+  static constexpr size_t kMostAnswers = 16384;     // reads of the peer's that wait: more than any link is deep
+  static constexpr size_t kMostLandings = 65536;    // more than any link is deep, in pieces of a frame's length
   static_assert(kBuffer >= kHeader);
 
   struct Slot {
@@ -100,6 +107,7 @@ class TcpMachine {
     uint64_t staged;  // of what is left: bytes on their way out of a GPU
   };
 
+  void grow();
   Slot& slot(uint64_t number) { return slots_[number & (slots_.size() - 1)]; }
   void fail_at(uint64_t number, Status status, int error);
   void garbage();
@@ -137,9 +145,10 @@ class TcpMachine {
   std::atomic<State> state_{State::kOpen};
 
   // Work requests by number: handed_ <= done_ <= heard_ <= next_ <= posted_.
-  std::vector<Slot> slots_;  // a ring
+  std::vector<Slot> slots_;  // a ring; as long as it has had to be
   uint64_t posted_ = 0, next_ = 0, heard_ = 0, done_ = 0, handed_ = 0;
   uint64_t next_offset_ = 0;    // bytes of next_ that are in frames already
+  uint64_t unsent_ = 0;         // bytes of writes that are in no frame yet
   std::deque<uint64_t> reads_;  // sent and not answered
   uint64_t read_received_ = 0;  // bytes of the first of them
   uint64_t immediates_completed_ = 0;

@@ -46,8 +46,10 @@ size_t TcpMachine::room(std::span<iovec> places) {
       }
     }
     if (offered_ < frame_left_) return used;  // not beyond what is refused
-    // As much as the longest header; more would take payload of the next frame through the buffer.
-    places[used++] = {buffer_.get(), kHeader};
+    // What of the next frame's payload comes with its header goes through the buffer. Short frames do, for fewer calls;
+    // behind a long one the next is as long, mostly, and so is its header.
+    const size_t header = frame_.type == TcpFrame::kWork ? sizeof frame_ + pieces_.size() * sizeof(TcpEntry) : 0;
+    places[used++] = {buffer_.get(), frame_.payload < kLongFrame ? kHeader : std::max(header, kFewestAhead)};
     return used;
   }
   if (state() != State::kOpen) buffered_ = 0;  // thrown away

@@ -5,18 +5,9 @@
 #include "nic/tcp_machine.h"
 
 namespace railwire {
-namespace {
-
-size_t ring_size(uint32_t depth) {
-  size_t size = 1;
-  while (size < depth) size *= 2;
-  return size;
-}
-
-}  // namespace
 
 TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth, TcpGpu* gpu)
-    : regions_(regions), depth_(depth), slots_(ring_size(depth)), buffer_(new std::byte[kBuffer]), gpu_(gpu) {
+    : regions_(regions), depth_(depth), slots_(kFewestSlots), buffer_(new std::byte[kBuffer]), gpu_(gpu) {
   if (!gpu) return;
   work_out_ = std::make_unique<TcpGpuOut>(*gpu);
   answers_out_ = std::make_unique<TcpGpuOut>(*gpu);
@@ -25,16 +16,26 @@ TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth, TcpGpu* gpu)
 
 size_t TcpMachine::post(std::span<const WorkRequest> batch) {
   if (state() != State::kOpen) return 0;
-  const size_t count = std::min<size_t>(batch.size(), depth_ - outstanding());
-  for (size_t i = 0; i < count; ++i) {
+  const size_t most = std::min<size_t>(batch.size(), depth_ - outstanding());
+  while (outstanding() + most > slots_.size()) grow();
+  size_t count = 0;
+  for (; count < most && unsent_ < kMostUnsent; ++count) {
     Slot& made = slot(posted_++);
-    made.request = batch[i];
+    made.request = batch[count];
     made.status = Status::kOk;
     made.error = 0;
     made.answered = false;
     if (stage_next_ + 1 == posted_ && !made.request.local_key) stage_next_ = posted_;
+    if (!(made.request.flags & WorkRequest::kRead)) unsent_ += made.request.length;
   }
   return count;
+}
+
+// Most links never have more than a few in flight.
+void TcpMachine::grow() {
+  std::vector<Slot> longer(slots_.size() * 2);
+  for (uint64_t number = handed_; number < posted_; ++number) longer[number & (longer.size() - 1)] = slot(number);
+  slots_.swap(longer);
 }
 
 size_t TcpMachine::hand_out(std::span<Completion> out, Link* link) {
@@ -65,6 +66,7 @@ void TcpMachine::fail_at(uint64_t number, Status status, int error) {
     ended.error = done_ == number ? error : 0;
   }
   next_ = heard_ = posted_;
+  unsent_ = 0;
   if (gpu_) drop_gpu();
   reads_.clear();
   answers_.clear();
@@ -164,6 +166,7 @@ bool TcpMachine::make_work() {
         add_staged(*work_out_, entry.length);
       }
       frame.payload += entry.length;
+      unsent_ -= entry.length;
       if (left > entry.length) {
         entry.flags = TcpEntry::kMore;
         next_offset_ += entry.length;

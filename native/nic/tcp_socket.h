@@ -36,7 +36,7 @@ class TcpFd {
 struct TcpSpec {
   std::string text;  // as the user named the NIC
   TcpEnd end;        // where it listens; port 0: the kernel chooses
-  uint32_t link_depth = 1024;
+  uint32_t link_depth = 4096;
   uint32_t streams = 1;        // links per pair of NICs
   uint32_t socket_buffer = 0;  // bytes, each way; 0: the kernel sizes them by bandwidth and delay
   uint32_t timeout_ms = 4000;  // that sent bytes may stay unacknowledged, and a connection may take to be made
