@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from railwire import _native, host, topology, wire
-from railwire.dispatcher import EventSink, dispatcher
+from railwire.dispatcher import EventSink, dispatcher, log
 from railwire.errors import ClosedError, ConfigurationError, DescriptorError, StaleAddressError
 from railwire.handshake import Connector, Pair
 from railwire.memory import MemoryRegion, RemoteRegion
@@ -73,6 +73,9 @@ class EngineCore(EventSink):
         except _native.NativeError as error:
             raise ConfigurationError(str(error)) from error
         self.nics: tuple[NicInfo, ...] = tuple(NicInfo(**info) for info in self._native.nic_infos())
+        for nic in self.nics:
+            if nic.warning:
+                log.warning("%s: %s", nic.name, nic.warning)
         pid = os.getpid()
         self.name = setup.name or _default_name(pid)
         self._address = wire.Address(

@@ -271,7 +271,8 @@ Engine::Polled Engine::poll_nics() {
           message_arrived(i, completion.data);
           break;
         case Completion::kSend:
-          if (completion.status != Status::kOk) {
+          // What is wrong with our own side of a message says nothing of the peer.
+          if (completion.status != Status::kOk && completion.status != Status::kLocal) {
             const auto tag = reinterpret_cast<uintptr_t>(completion.context);
             if (tag) send_failed(tag >> 8, static_cast<uint32_t>(tag & 255), completion.provider_error, i);
           }
@@ -315,6 +316,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
     if (link.up() || failure.reason == Reason::kNone || completion.status == Status::kRemoteAccess) {
       std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
       if (completion.provider_error) what += ": " + nics_[nic]->describe(completion.provider_error);
+      if (const std::string ended = nics_[nic]->failure(); !ended.empty()) what = ended;
       failure = {reason_of(completion.status), lane.peer->id, link_name(link), what};
     }
     const auto keep = lane.transfer->shared_from_this();

@@ -138,7 +138,8 @@ bool Engine::sleep_as_driver(std::unique_lock<DriverLock>& lock, bool worker, in
     if (fd >= 0) {
       fds.push_back({fd, POLLIN, 0});
     } else {
-      deadline = std::min(deadline, now + nap);
+      const int64_t longest = nics_[armed_nics]->info().longest_nap_ns;
+      deadline = std::min(deadline, now + (longest > 0 ? std::min(nap, longest) : nap));
     }
   }
   fds.push_back({processes_, POLLIN, 0});

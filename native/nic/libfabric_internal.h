@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -13,6 +14,7 @@
 
 #include "nic/host_wakeup.h"
 #include "nic/libfabric_api.h"
+#include "nic/message_pieces.h"
 #include "nic/nic.h"
 
 namespace railwire {
@@ -60,10 +62,18 @@ struct ControlPeer {
   uint32_t outstanding = 0;  // sends
 };
 
+// A message that travels in pieces ends with the last of them, in whatever order they end.
+struct SendGroup {
+  size_t left = 0;
+  int error = 0;
+};
+
 struct SendSlot : OpContext {
   void* context = nullptr;
   ControlPeer* peer = nullptr;
   std::byte* buffer = nullptr;
+  size_t length = 0;
+  std::shared_ptr<SendGroup> group;  // null: the message is one piece
 };
 
 struct ReceiveSlot : OpContext {
@@ -144,15 +154,19 @@ class LibfabricNic final : public Nic {
   bool arm() override;
   void disarm() override;
   std::string describe(int32_t provider_error) const override;
+  std::string failure() const override;
 
  private:
   friend class LibfabricLink;
 
   // libfabric_nic.cpp: opening
   InfoOwner query(const std::string& port) const;
+  bool efa() const { return spec_.provider == "efa"; }
+  bool efa_direct() const { return efa() && spec_.fabric == "efa-direct"; }
   void open_domain();
   Endpoint open_endpoint(fi_info* info);
   void set_endpoint_options(fid_ep* ep);
+  void look_at_endpoint(fid_ep* ep);
   void fill_info();
   std::string prefix() const { return "NIC " + spec_.text + ": "; }
   void check(int64_t code, const std::string& what) const { libfabric_check(code, prefix() + what); }
@@ -167,6 +181,7 @@ class LibfabricNic final : public Nic {
 
   // libfabric_memory.cpp
   FidOwner<fid_mr> register_range(const MemorySpec& memory) const;
+  int try_register(const MemorySpec& memory, bool by_dmabuf, fid_mr** mr) const;
 
   // libfabric_messages.cpp; with the lock
   uint64_t take_peer(std::span<const std::byte> address);
@@ -174,9 +189,14 @@ class LibfabricNic final : public Nic {
   void open_messages();
   void post_receives();
   void release_peer(ControlPeer* peer);
+  void post_unsent();
+  bool send_ended(SendSlot* slot, int error, Completion& out);
 
   // libfabric_poll.cpp
-  bool translate(const fi_cq_data_entry& entry, Completion& out);
+  bool translate(const fi_cq_data_entry& entry, Completion& out, int error = 0);
+  static int64_t now_ns();
+  void give_up(int error);
+  void look_for_overdue();
   bool translate_error(const fi_cq_err_entry& entry, Completion& out);
   bool owns(const void* context) const;
   size_t read_queue(std::span<Completion> out);
@@ -203,8 +223,13 @@ class LibfabricNic final : public Nic {
   bool thread_safe_ = false;              // the domain is
   bool own_endpoint_ = true;              // each link has one; otherwise all use the control endpoint
   bool recv_consumed_by_writes_ = false;  // FI_RX_CQ_DATA: a write with immediate uses up a receive buffer
-  InfoOwner fi_;                          // of the control endpoint
-  InfoOwner link_fi_;                     // of the links' endpoints: the same without the port
+  bool reaches_gpus_ = false;             // by itself, without CUDA calls on our thread
+  size_t send_queue_ = 0;                 // of the endpoint that all links use: what they may have there together
+  size_t in_send_queue_ = 0;              // WRs of all links
+  int gave_up_ = 0;                       // what has ended the NIC, as libfabric numbers errors
+  uint32_t polls_ = 0;
+  InfoOwner fi_;       // of the control endpoint
+  InfoOwner link_fi_;  // of the links' endpoints: the same without the port
   uint64_t mr_mode_ = 0;
   std::unique_ptr<HostWakeup> wakeup_;
   bool naps_ = false;            // 1.x: its queue must not be slept on
@@ -226,6 +251,12 @@ class LibfabricNic final : public Nic {
   std::vector<ReceiveSlot*> consumed_;  // their messages were handed out by the last poll()
   std::optional<SlotPool<SendSlot>> sends_;
   std::vector<std::byte*> send_buffers_;  // free ones
+  size_t buffer_bytes_ = 0;               // of one message, or piece
+  uint32_t piece_payload_ = 0;            // 0: the provider takes whole messages
+  uint64_t sender_ = 0;                   // tells our pieces from another's
+  uint32_t next_message_ = 0;
+  PieceAssembler assembler_;
+  std::deque<SendSlot*> unsent_;  // pieces that the provider had no room for
   std::map<std::string, std::unique_ptr<ControlPeer>> peers_;
 
   std::vector<Completion> held_;  // read from the queue, or made up, but not yet handed out
@@ -253,6 +284,8 @@ class LibfabricLink final : public Link {
  private:
   friend class LibfabricNic;
   void close_locked();
+  size_t room() const;
+  void take_back(Status status, int error);
 
   ssize_t post_one(const WorkRequest& wr, WrSlot* slot);
 
@@ -268,6 +301,7 @@ class LibfabricLink final : public Link {
   size_t outstanding_ = 0;  // WRs that poll() has not handed back
   bool broken_ = false;
   bool closed_ = false;
+  int64_t closed_at_ = 0;
 };
 
 // What a libfabric error number (positive) means for the WR or message that it ended.

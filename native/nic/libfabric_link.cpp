@@ -7,6 +7,7 @@ namespace railwire {
 
 std::unique_ptr<Link> LibfabricNic::create_link() {
   std::lock_guard lock(mutex_);
+  if (gave_up_ != 0) throw NicError(failure());
   return std::make_unique<LibfabricLink>(*this);
 }
 
@@ -54,21 +55,49 @@ void LibfabricLink::connect(std::span<const std::byte> remote_address) {
 
 // The plain calls are a little faster than fi_writemsg, which only a flush needs, for its flag.
 ssize_t LibfabricLink::post_one(const WorkRequest& wr, WrSlot* slot) {
+  void* local = wr.local;
+  void* key = wr.local_key;
+  if (wr.length == 0 && !key) {
+    // A bare immediate. efa-direct wants a descriptor all the same: 2.0 and 2.1 crash without, 2.2 to 2.4 refuse.
+    local = nic_.arena_;
+    key = nic_.arena_desc_;
+  }
   if (wr.flags & WorkRequest::kFlush) [[unlikely]] {
-    const iovec local{wr.local, wr.length};
+    const iovec source{local, wr.length};
     const fi_rma_iov remote{wr.remote, wr.length, wr.rkey};
-    void* desc = wr.local_key;
-    const fi_msg_rma message{&local, &desc, 1, remote_, &remote, 1, slot, wr.immediate};
+    const fi_msg_rma message{&source, &key, 1, remote_, &remote, 1, slot, wr.immediate};
     const uint64_t immediate = wr.flags & WorkRequest::kImmediate ? FI_REMOTE_CQ_DATA : 0;
     return fi_writemsg(ep_, &message, FI_COMPLETION | FI_DELIVERY_COMPLETE | immediate);
   }
   if (wr.flags & WorkRequest::kImmediate) {
-    return fi_writedata(ep_, wr.local, wr.length, wr.local_key, wr.immediate, remote_, wr.remote, wr.rkey, slot);
+    return fi_writedata(ep_, local, wr.length, key, wr.immediate, remote_, wr.remote, wr.rkey, slot);
   }
   if (wr.flags & WorkRequest::kRead) {
-    return fi_read(ep_, wr.local, wr.length, wr.local_key, remote_, wr.remote, wr.rkey, slot);
+    return fi_read(ep_, local, wr.length, key, remote_, wr.remote, wr.rkey, slot);
   }
-  return fi_write(ep_, wr.local, wr.length, wr.local_key, remote_, wr.remote, wr.rkey, slot);
+  return fi_write(ep_, local, wr.length, key, remote_, wr.remote, wr.rkey, slot);
+}
+
+// How many WRs it may post now. One send queue serves all peers: whoever has less in it than is free may post, so a
+// peer that has died leaves half to the others, two leave a third, and so on.
+size_t LibfabricLink::room() const {
+  if (nic_.send_queue_ == 0) return SIZE_MAX;
+  const size_t free = nic_.send_queue_ - std::min(nic_.in_send_queue_, nic_.send_queue_);
+  return free > in_provider_ ? (free - in_provider_ + 1) / 2 : 0;
+}
+
+// All that the provider held is back: its endpoint is gone.
+void LibfabricLink::take_back(Status status, int error) {
+  slots_->for_each_busy([&](WrSlot& slot) {
+    slots_->give_back(&slot);
+    --in_provider_;
+    --outstanding_;  // hold() counts it again
+    nic_.hold({.kind = Completion::kWorkRequest,
+               .status = status,
+               .provider_error = error,
+               .context = slot.context,
+               .link = this});
+  });
 }
 
 size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
@@ -76,6 +105,7 @@ size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
   if (broken_ || remote_ == FI_ADDR_UNSPEC) return 0;
   size_t taken = 0;
   bool starved = false;
+  if (const size_t most = room(); most < batch.size()) batch = batch.first(most);
   for (const WorkRequest& wr : batch) {
     WrSlot* slot = slots_->take();
     if (!slot) break;
@@ -97,6 +127,7 @@ size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
                  .link = this});
       in_provider_ += taken;
       outstanding_ += taken;
+      if (!nic_.own_endpoint_) nic_.in_send_queue_ += taken;
       return taken + 1;
     }
     starved = in_provider_ + taken == 0;
@@ -104,6 +135,7 @@ size_t LibfabricLink::post(std::span<const WorkRequest> batch) {
   }
   in_provider_ += taken;
   outstanding_ += taken;
+  if (!nic_.own_endpoint_) nic_.in_send_queue_ += taken;
   if (starved) nic_.starved();
   if (bell_ && (taken > 0 || starved)) nic_.ring(*bell_);
   return taken;
@@ -117,17 +149,13 @@ void LibfabricLink::close() {
 void LibfabricLink::close_locked() {
   if (closed_) return;
   closed_ = broken_ = true;
+  closed_at_ = LibfabricNic::now_ns();
   if (nic_.own_endpoint_) {
     own_.ep.reset();
     ep_ = nullptr;
     // What ended before the endpoint did is in the queue; peers may be adding to it all the while.
     nic_.drain(4 * nic_.cq_size_);
-    slots_->for_each_busy([&](WrSlot& slot) {
-      slots_->give_back(&slot);
-      --in_provider_;
-      --outstanding_;  // hold() counts it again
-      nic_.hold({.kind = Completion::kWorkRequest, .status = Status::kFlushed, .context = slot.context, .link = this});
-    });
+    take_back(Status::kFlushed, 0);
     own_.av.reset();
   }
   remote_ = FI_ADDR_UNSPEC;

@@ -23,38 +23,45 @@ std::string LibfabricNic::refuses(const MemorySpec& memory) const {
     return prefix() + "cannot reach the memory of cuda:" + std::to_string(memory.device) + ": the provider of " +
            info_.provider + " has no FI_HMEM; use a NIC that has, or copy through host memory";
   }
-  if (memory.dmabuf_fd >= 0 && FI_VERSION_LT(libfabric_api().version, FI_VERSION(1, 20))) {
-    return prefix() + "registering a dma-buf needs libfabric 1.20 or newer; this is " + libfabric_api().version_text() +
-           " (" + libfabric_api().path + ")";
+  if (device_memory && efa() && !reaches_gpus_) {
+    return prefix() + "cannot reach the memory of cuda:" + std::to_string(memory.device) +
+           " by itself: libfabric would copy it with CUDA calls; load efa_nv_peermem, or NVIDIA's open kernel modules "
+           "(dma-buf), or copy through host memory";
   }
   return {};
 }
 
-FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
-  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
+int LibfabricNic::try_register(const MemorySpec& memory, bool by_dmabuf, fid_mr** mr) const {
   const bool device_memory = memory.dmabuf_fd >= 0 || memory.device >= 0;
   iovec range{memory.address, memory.length};
   DmabufRange dmabuf{memory.dmabuf_fd, memory.dmabuf_offset, memory.length, nullptr};
   // For a dma-buf the address that peers name is base + offset.
   dmabuf.base_address = static_cast<char*>(memory.address) - memory.dmabuf_offset;
   Padded<fi_mr_attr> attr;
-  uint64_t flags = 0;
-  attr.value.mr_iov = &range;
-  if (memory.dmabuf_fd >= 0) {
-    attr.value.mr_iov = reinterpret_cast<const iovec*>(&dmabuf);
-    flags |= FI_MR_DMABUF;
-  }
+  attr.value.mr_iov = by_dmabuf ? reinterpret_cast<const iovec*>(&dmabuf) : &range;
   attr.value.iov_count = 1;
   attr.value.access = memory.writable ? kAccess : kSourceAccess;
   const size_t key_bytes = fi_->domain_attr->mr_key_size;
   attr.value.requested_key = key_bytes >= 8 ? memory.key_hint : memory.key_hint & ((1ull << (8 * key_bytes)) - 1);
   attr.value.iface = device_memory ? FI_HMEM_CUDA : FI_HMEM_SYSTEM;
   if (device_memory) attr.value.device.cuda = std::max(memory.device, 0);
+  return fi_mr_regattr(domain_.get(), &attr.value, by_dmabuf ? FI_MR_DMABUF : 0, mr);
+}
 
+FidOwner<fid_mr> LibfabricNic::register_range(const MemorySpec& memory) const {
+  if (const std::string why = refuses(memory); !why.empty()) throw NicError(why);
   fid_mr* mr = nullptr;
-  const int code = fi_mr_regattr(domain_.get(), &attr.value, flags, &mr);
+  int code = -FI_ENOSYS;
+  std::string by_dmabuf;  // why not
+  if (memory.dmabuf_fd >= 0) {
+    if (FI_VERSION_GE(libfabric_api().version, FI_VERSION(1, 20))) code = try_register(memory, true, &mr);
+    // A driver exports dma-bufs that an older kernel cannot import (before 5.12): a peer-memory module may take the
+    // address all the same.
+    if (code != 0) by_dmabuf = " by dma-buf: " + libfabric_error(code) + "; by a peer-memory module";
+  }
+  if (code != 0) code = try_register(memory, false, &mr);
   if (code != 0) {
-    const std::string what = "registering " + std::to_string(memory.length) + " bytes";
+    const std::string what = "registering " + std::to_string(memory.length) + " bytes" + by_dmabuf;
     if (code == -FI_ENOMEM || code == -EPERM || code == -FI_EAGAIN) {
       throw NicError(prefix() + what + ": " + libfabric_error(code) +
                      "; the limit of locked memory may be too low (ulimit -l)");

@@ -9,15 +9,17 @@ namespace railwire {
 namespace {
 
 constexpr size_t kBatch = 64;
-constexpr int64_t kStarvedFor = 5'000'000;  // ns; whoever wants to post tries again sooner
+constexpr int64_t kStarvedFor = 5'000'000;        // ns; whoever wants to post tries again sooner
+constexpr int64_t kQuietWithin = 30'000'000'000;  // a closed link's WRs are back, or never will be
+constexpr uint32_t kLookEvery = 4096;             // polls
 
-int64_t now_ns() {
+}  // namespace
+
+int64_t LibfabricNic::now_ns() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
-
-}  // namespace
 
 Status status_of_libfabric(int error) {
   switch (error) {
@@ -59,9 +61,15 @@ size_t LibfabricNic::poll(std::span<Completion> out) {
   std::lock_guard lock(mutex_);
   if (!consumed_.empty()) [[unlikely]]
     post_receives();
+  if (!unsent_.empty()) [[unlikely]]
+    post_unsent();
+  if (++polls_ % kLookEvery == 0) look_for_overdue();
   size_t filled = 0;
-  if (has_held()) [[unlikely]]
+  if (has_held()) [[unlikely]] {
     filled = hand_out_held(out);
+  } else if (piece_payload_ != 0) {
+    assembler_.let_go();
+  }
   if (filled < out.size()) filled += read_queue(out.subspan(filled));
   if (filled > 0 && !bells_.empty()) {
     // What we have just taken in may be what a sleeper waits for to see done.
@@ -76,7 +84,7 @@ size_t LibfabricNic::read_queue(std::span<Completion> out) {
   fi_cq_data_entry entries[kBatch];
   fid_cq* cq = cq_.get();
   size_t filled = 0;
-  while (filled < out.size()) {
+  while (filled < out.size() && gave_up_ == 0) {
     const size_t room = std::min(kBatch, out.size() - filled);
     const ssize_t got = fi_cq_read(cq, entries, room);
     if (got > 0) {
@@ -87,21 +95,26 @@ size_t LibfabricNic::read_queue(std::span<Completion> out) {
       if (fi_cq_readerr(cq, &error.value, 0) != 1) break;
       filled += translate_error(error.value, out[filled]) ? 1 : 0;
     } else {
+      // Overrun, or dead: it never says anything again.
+      if (got != -FI_EAGAIN && got != -FI_EINTR) [[unlikely]]
+        give_up(static_cast<int>(-got));
       break;
     }
   }
   return filled;
 }
 
-bool LibfabricNic::translate(const fi_cq_data_entry& entry, Completion& out) {
+bool LibfabricNic::translate(const fi_cq_data_entry& entry, Completion& out, int error) {
   constexpr uint64_t kMessageArrived = FI_MSG | FI_RECV;
   if ((entry.flags & kMessageArrived) == kMessageArrived) {
     auto* slot = static_cast<ReceiveSlot*>(entry.op_context);
     slot->busy = false;
     consumed_.push_back(slot);
+    std::span<const std::byte> message(slot->buffer, entry.len);
+    if (piece_payload_ != 0 && assembler_.take(message, message) == PieceAssembler::kNothing) return false;
     out = {};
     out.kind = Completion::kMessage;
-    out.data = {slot->buffer, entry.len};
+    out.data = message;
     return true;
   }
   if (entry.flags & FI_REMOTE_CQ_DATA) {
@@ -121,15 +134,17 @@ bool LibfabricNic::translate(const fi_cq_data_entry& entry, Completion& out) {
   auto* context = static_cast<OpContext*>(entry.op_context);
   if (!context || !context->busy) [[unlikely]]
     return false;
-  out.status = Status::kOk;
-  out.provider_error = 0;
   if (context->kind == OpContext::kWorkRequest) {
+    out.status = status_of_libfabric(error);
+    out.provider_error = error;
     auto* slot = static_cast<WrSlot*>(context);
     LibfabricLink* link = slot->link;
     if (!link) [[unlikely]] {  // its link did not wait for it
       slot->busy = false;
+      --in_send_queue_;
       return false;
     }
+    if (!own_endpoint_) --in_send_queue_;
     out.kind = Completion::kWorkRequest;
     out.context = slot->context;
     out.link = link;
@@ -139,16 +154,7 @@ bool LibfabricNic::translate(const fi_cq_data_entry& entry, Completion& out) {
     return true;
   }
   if (context->kind == OpContext::kSend) {
-    auto* slot = static_cast<SendSlot*>(context);
-    out.kind = Completion::kSend;
-    out.context = slot->context;
-    out.link = nullptr;
-    send_buffers_.push_back(slot->buffer);
-    ControlPeer* peer = slot->peer;
-    sends_->give_back(slot);
-    --peer->outstanding;
-    if (peer->references == 0) release_peer(peer);
-    return true;
+    return send_ended(static_cast<SendSlot*>(context), error, out);
   }
   return false;
 }
@@ -167,9 +173,7 @@ bool LibfabricNic::translate_error(const fi_cq_err_entry& entry, Completion& out
   LibfabricLink* link = context->kind == OpContext::kWorkRequest ? static_cast<WrSlot*>(context)->link : nullptr;
   fi_cq_data_entry plain{};
   plain.op_context = entry.op_context;
-  if (!translate(plain, out)) return false;
-  out.provider_error = entry.err;
-  out.status = status_of_libfabric(entry.err);
+  if (!translate(plain, out, entry.err)) return false;
   if (link) {
     if (out.status == Status::kUnreachable) {
       // libfabric would connect again by itself at the next post, to whoever listens there by then.
@@ -234,11 +238,47 @@ void LibfabricNic::drop_held(const LibfabricLink* link) {
   held_.erase(std::remove_if(first, held_.end(), [&](const Completion& c) { return c.link == link; }), held_.end());
 }
 
+// The NIC has ended: nothing is known any more of what its queue would have said. Without endpoints the device and the
+// library touch nothing of ours, so all that was posted is back.
+void LibfabricNic::give_up(int error) {
+  if (gave_up_ != 0) return;
+  gave_up_ = error;
+  control_.ep.reset();
+  for (LibfabricLink* link : links_) {
+    link->own_.ep.reset();
+    link->ep_ = nullptr;
+    link->broken_ = true;
+    link->take_back(link->closed_ ? Status::kFlushed : Status::kUnreachable, error);
+  }
+  orphans_.clear();
+  in_send_queue_ = 0;
+  unsent_.clear();
+  std::vector<SendSlot*> sends;
+  sends_->for_each_busy([&](SendSlot& slot) { sends.push_back(&slot); });
+  for (SendSlot* slot : sends) {
+    Completion end;
+    if (send_ended(slot, error, end)) hold(end);
+  }
+  for (ReceiveSlot& slot : receives_) slot.busy = false;
+}
+
+// Software in the provider may wait for a peer that will never come again. Nothing but the end of the endpoint takes
+// such work requests back, and all links share it.
+void LibfabricNic::look_for_overdue() {
+  if (own_endpoint_ || in_send_queue_ == 0) return;
+  const int64_t now = now_ns();
+  for (const LibfabricLink* link : links_) {
+    if (link->closed_ && link->in_provider_ > 0 && now - link->closed_at_ > kQuietWithin) return give_up(FI_ETIMEDOUT);
+  }
+}
+
 void LibfabricNic::starved() { starved_until_ns_ = now_ns() + kStarvedFor; }
 
 bool LibfabricNic::arm() {
   std::lock_guard lock(mutex_);
-  if (has_held() || !consumed_.empty()) return false;
+  look_for_overdue();
+  if (has_held() || !unsent_.empty() || (!consumed_.empty() && gave_up_ == 0)) return false;
+  if (gave_up_ != 0) return true;
   if (starved_until_ns_ != 0) {
     if (now_ns() < starved_until_ns_) return false;
     starved_until_ns_ = 0;

@@ -62,6 +62,10 @@ struct NicInfo {
   // Takes any memory of this machine. Where false, refuses() is asked, and peers are reached over another kind, too.
   bool takes_all_memory = true;
   uint32_t links_per_pair = 1;  // links that are made between two NICs; each has its own order and its own counts
+  // Where there is no wait_fd(): how long a nap may last before what peers bring about may not fit into the completion
+  // queue. 0: any time.
+  int64_t longest_nap_ns = 0;
+  std::string warning;  // what its user should know, such as that writes are emulated; empty if all is well
 };
 
 // What must be known to register memory. `dmabuf_fd` >= 0: device memory, described by a dma-buf. `shared_fd` >= 0:
@@ -240,6 +244,8 @@ class Nic {
   virtual void disarm() = 0;
 
   virtual std::string describe(int32_t provider_error) const = 0;
+  // Empty while it works; else what has ended it for good. All its links are broken then. A driver call.
+  virtual std::string failure() const { return {}; }
 };
 
 }  // namespace railwire

@@ -66,6 +66,7 @@ nb::dict nic_info(const NicInfo& info) {
   d["link_depth"] = info.link_depth;
   d["max_message_bytes"] = info.max_message_bytes;
   d["link_gbps"] = info.link_gbps;
+  d["warning"] = info.warning;
   return d;
 }
 
