@@ -240,6 +240,7 @@ class HostLink final : public Link {
   std::byte* mapped_at(const WorkRequest& request, const RegionRange& range);
   void forget_mapping() { last_rkey_ = 0; }
   bool peer_lives();
+  bool look_at_ring();
   void complete();
   void publish();
 
@@ -277,6 +278,7 @@ class HostLink final : public Link {
   uint64_t last_gpu_rkey_ = 0, last_gpu_ = 0, last_gpu_changes_ = 0;  // what choose_gpu_way() looked up last
   std::vector<Work> works_;
   uint64_t first_ = 0, next_ = 0, end_ = 0;  // [first_, next_): started; [next_, end_): waiting
+  uint64_t answered_ = 0;                    // [first_, answered_): what the peer said of their records has been read
   std::atomic<size_t> outstanding_{0};
 };
 

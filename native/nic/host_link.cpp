@@ -133,7 +133,7 @@ void HostLink::take_back(Status status, int32_t error) {
                           .context = work.request.context,
                           .link = this});
   }
-  next_ = end_;
+  answered_ = next_ = end_;
   blocked_ = false;
   if (draining_ && !was_draining) nic_.draining_links_.push_back(this);
 }

@@ -88,10 +88,7 @@ std::byte* HostLink::mapped_at(const WorkRequest& request, const RegionRange& ra
 uint64_t HostLink::advance(uint64_t budget) {
   uint64_t copied = 0;
   // Copies end without the ring, whose immediates fill it all the same: nobody else looks how far the peer has come.
-  if (blocked_ && !out_.look()) {
-    break_now(EPROTO);
-    return 0;
-  }
+  if (blocked_ && !look_at_ring()) return 0;
   blocked_ = false;
   while (up_ && next_ != end_ && copied < budget) {
     Work& work = at(next_);
@@ -239,22 +236,33 @@ void HostLink::publish() {
 }
 
 // Hands back what has ended, in the order of posting.
-void HostLink::complete() {
-  if (first_ == next_) return;
+// How far the peer has come. What it says of a write stands in the write's record, whose place the next ones may take
+// from now on: so it is read here. False: the link has broken.
+bool HostLink::look_at_ring() {
   if (!out_.look()) {
     break_now(EPROTO);
-    return;
+    return false;
   }
+  for (; answered_ != next_; ++answered_) {
+    Work& work = at(answered_);
+    if (work.way != Way::kInline) continue;
+    if (out_.consumed() < work.wait_for) break;
+    if (out_.refused(work.record)) {
+      work.status = Status::kRemoteAccess;
+      work.error = EACCES;
+    }
+  }
+  return true;
+}
+
+void HostLink::complete() {
+  if (first_ == next_ || !look_at_ring()) return;
   bool immediates = false;
   const uint64_t copied = last_batch_ ? nic_.gpu_.finished() : 0;  // looked at once: it is a look at the clock, too
   for (; first_ != next_; ++first_) {
     Work& work = at(first_);
     if (work.way == Way::kInline) {
-      if (out_.consumed() < work.wait_for) break;
-      if (out_.refused(work.record)) {
-        work.status = Status::kRemoteAccess;
-        work.error = EACCES;
-      }
+      if (first_ == answered_) break;
     } else if (work.way == Way::kGpu && work.status == Status::kOk) {
       if (!gpu_done(work, copied)) break;
       immediates |= work.told;

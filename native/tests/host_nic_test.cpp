@@ -157,6 +157,29 @@ TEST_CASE("a ring full of immediates of writes that need no ring goes on when th
   });
 }
 
+TEST_CASE("what the peer said of a write is read before the next ones take the place of its record") {
+  Pair pair;
+  std::fill(pair.one.memory.begin(), pair.one.memory.end(), 0xff);  // read as a record's head, it says "refused"
+  pair.post(pair.one.write(0, 0, 0));                               // the halves have met
+  pair.one.ends.clear();
+  size_t posted = 0;
+  for (int round = 0; round < 4; ++round) {
+    std::vector<WorkRequest> batch(64, pair.one.write(0, 0, 900 + 77 * round, WorkRequest::kImmediate, 7));
+    for (size_t before = posted + 1; posted != before;) {  // the ring is full, and some wait behind it
+      before = posted;
+      posted += pair.one.link->post(batch);
+    }
+    REQUIRE(pair.one.link->outstanding() > kLinkRingBytes / record_bytes(RecordKind::kWriteImmediate, 900 + 77 * 4));
+    for (size_t seen = 1; seen != pair.two.immediates.size();) {
+      seen = pair.two.immediates.size();
+      pair.two.poll();
+    }
+    pair.one.poll();
+  }
+  pair.until([&] { return pair.one.ends.size() == posted; });
+  CHECK(std::count(pair.one.ends.begin(), pair.one.ends.end(), Status::kOk) == static_cast<ptrdiff_t>(posted));
+}
+
 TEST_CASE("a half that is closed is fenced while the peer does not copy, and the peer's half breaks") {
   Pair pair;
   pair.post(pair.one.write(0, 0, 100'000, WorkRequest::kImmediate, 1));
