@@ -23,6 +23,7 @@ test: setup test-native
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+	RAILWIRE_PLAN_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 3600 tests/test_kv_plan.py
 
 # 10,000 random fault schedules of the KV-cache transfer, eight at a time: most of their time is waiting.
 test-faults: setup

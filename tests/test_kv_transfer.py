@@ -242,8 +242,9 @@ def test_memory_smaller_than_the_layout_says(fabric: SimulatedFabric) -> None:
 
 def test_more_blocks_than_fit_into_a_message(fabric: SimulatedFabric) -> None:
     layout = shape(num_blocks=30_000, block_tokens=1, head_bytes=2, kv_heads=1)
-    prefiller = Prefiller(layout, sim_nics(fabric, "p", 1))
-    decoder = Decoder(layout, sim_nics(fabric, "d", 1))
+    # Not about liveness: both engines and 30,000 page writes share a loaded machine.
+    prefiller = Prefiller(layout, sim_nics(fabric, "p", 1), liveness=5)
+    decoder = Decoder(layout, sim_nics(fabric, "d", 1), liveness=5)
     try:
         src, dst = np.random.default_rng(0).permutation(30_000), np.random.default_rng(1).permutation(30_000)
         (ticket,) = decoder.prepare(prefiller, "r", dst, 30_000)
