@@ -22,7 +22,7 @@ from railwire.kvcache.geometry.plan import RankPlan, plan, prove
 from railwire.testing import SimulatedFabric
 
 # `make test-slow` draws more.
-EXAMPLES = int(os.environ.get("RAILWIRE_PLAN_EXAMPLES", 80))
+DRAWN = int(os.environ.get("RAILWIRE_PLAN_EXAMPLES", 150))
 LLAMA70B: dict[str, Any] = {
     "model": "llama", "num_blocks": 2000, "block_tokens": 16, "kv_heads": 8, "head_bytes": 256, "stages": [range(80)]
 }  # fmt: skip
@@ -114,7 +114,7 @@ def irregular(draw: st.DrawFn, instance: InstanceLayout) -> InstanceLayout:
 
 
 @given(data=st.data())
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=DRAWN, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_every_byte_arrives_once(data: st.DataObject) -> None:
     model = data.draw(models())
     layers = data.draw(st.integers(1, 3))
@@ -172,7 +172,7 @@ def moves_all(
 
 
 @given(data=st.data())
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=DRAWN, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_irregular_heads_arrive_once_or_are_refused(data: st.DataObject) -> None:
     """Ranks that hold any heads, differently per layer and component: what is there arrives, what is not is named."""
     options = {"model": "m", "kv_heads": 5, "head_bytes": 3, "num_blocks": 6, "stages": [range(2)], "scale_bytes": 2}
