@@ -74,7 +74,8 @@ TEST_CASE("closing: a flush finds its link broken while pages wait, and nothing 
   std::vector<std::shared_ptr<Transfer>> others;
   {
     std::lock_guard gate(alone.nics[0]->polling);  // the driver stands still: what follows is queued
-    nap(5);
+    for (const int64_t end = now_ns() + 20 * kSecond; alone.nics[0]->at_the_gate == 0 && now_ns() < end;) nap(1);
+    REQUIRE(alone.nics[0]->at_the_gate == 1);
     alone.nics[0]->polls_until_flushes_break = 2;  // when it has been taken from there, and waits to be posted
     for (int i = 0; i < 4; ++i) alone.engine->submit(others.emplace_back(alone.pages(4000)));
   }

@@ -71,6 +71,9 @@ TEST_CASE("liveness: a peer that does not confirm the end of a link is lost, and
     REQUIRE(write->wait(20 * kSecond));
     CHECK(write->state() == State::kFailed);
     CAPTURE(write->failure().message);
+    // The write may end before the other side has been told of the link.
+    const int64_t patience = now_ns() + 10 * kSecond;
+    while (far.links_reported_down == 0 && now_ns() < patience) std::this_thread::yield();
     REQUIRE(far.links_reported_down > 0);
     for (const int64_t end = now_ns() + 10 * kSecond; !far.peer->ended() && now_ns() < end;) std::this_thread::yield();
     CHECK(far.peer->state.load() == PeerState::kLost);

@@ -45,7 +45,9 @@ class StandInNic final : public Nic {
     return link;
   }
   size_t poll(std::span<Completion> out) override {
+    ++at_the_gate;
     std::lock_guard gate(polling);
+    --at_the_gate;
     if (polls_until_flushes_break > 0 && --polls_until_flushes_break == 0) flushes_break_ = true;
     size_t n = 0;
     if (arrivals) out[n++] = {.kind = Completion::kImmediate, .immediate = *arrivals};
@@ -61,6 +63,7 @@ class StandInNic final : public Nic {
   std::string describe(int32_t) const override { return ""; }
 
   std::mutex polling;                 // whoever holds it holds up the driver
+  std::atomic<int> at_the_gate{0};    // the driver stands before it, or passes
   int polls_until_flushes_break = 0;  // under `polling`; 0: they find no room
   std::optional<uint32_t> arrivals;   // this immediate comes with each poll
   size_t sent = 0;                    // messages
