@@ -69,10 +69,10 @@ def test_a_layout_of_many_strides_is_refused_at_once() -> None:
     period = 1 << 40
     layers = [[n, [[0, n, period - 2 * n, 0, 0, 0, 1]]] for n in range(strides)]
     data = msgspec.msgpack.encode(["m", 1, 2, [["kv", 1, 1, "u1"]], layers, [1 << 42]])
-    began = time.monotonic()
+    began = time.thread_time()  # what else runs on the machine does not count
     with pytest.raises(msgspec.ValidationError, match="overlap"):
         msgspec.msgpack.decode(data, type=RankLayout)
-    assert time.monotonic() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 def test_interleaved_layers_of_one_stride_are_still_told_apart() -> None:
