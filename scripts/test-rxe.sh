@@ -14,6 +14,6 @@ report=$PWD/build/test-rxe
 rm -rf "$report"
 mkdir -p "$report"
 status=0
-scripts/rxe-vm.sh -n 4 -m 3072 -t "${RXE_SECONDS:-690}" -w "$report" -- scripts/rxe-guest.sh "$report" "$@" || status=$?
+scripts/rxe-vm.sh -n 4 -m 3072 -t "${RXE_SECONDS:-1500}" -w "$report" -- scripts/rxe-guest.sh "$report" "$@" || status=$?
 echo "test-rxe: status $status; the report is in $report (junit.xml, pytest.txt, native.txt)"
 exit $status
