@@ -63,7 +63,7 @@ def test_the_traffic_class_is_on_every_packet_of_a_write(open_engine: Open, chil
 
 def test_retry_count_and_timeout_bound_a_dead_path(nic1_up: None) -> None:
     """2^timeout x 4.096 us to each try: 0.07 s and one, against 0.27 s and five more; Soft-RoCE takes 7 for "for ever".
-    (The transfer itself ends when the peer has confirmed, or is lost.)"""
+    The transfer itself outlives the link: it goes through the next one, once the path is whole again."""
     spent = []
     for retries, timeout in (("0", "14"), ("5", "16")):
         options = {"retry_count": retries, "timeout": timeout}
@@ -72,9 +72,11 @@ def test_retry_count_and_timeout_bound_a_dead_path(nic1_up: None) -> None:
             TransferEngine(nics=[verbs_nic(1)], options=options, liveness=8.0) as far,
         ):
             near.connect(far.address)
-            region = far.register(np.zeros(64, np.uint8))
-            source = near.register(np.ones(64, np.uint8))
+            landing, payload = np.zeros(64, np.uint8), np.ones(64, np.uint8)
+            region = far.register(landing)
+            source = near.register(payload)
             near.write(source, region.descriptor).wait(20)
+            payload[:] = 2
             subprocess.run(["ip", "link", "set", "nic1", "down"], check=True)
             begin = time.monotonic()
             transfer = near.write(source, region.descriptor)
@@ -83,6 +85,21 @@ def test_retry_count_and_timeout_bound_a_dead_path(nic1_up: None) -> None:
                 time.sleep(0.005)
             spent.append(time.monotonic() - begin)
             subprocess.run(["ip", "link", "set", "nic1", "up"], check=True)
-            with pytest.raises(RailwireError, match="RETRY_EXC"):
-                transfer.wait(20)
+            transfer.wait(20)
+            assert (landing == 2).all()
+            assert near.stats()["peers"][0]["links_rebuilt"] >= 1
     assert spent[0] < 1.0 < spent[1], spent
+
+
+def test_a_path_that_stays_dead_is_named(nic1_up: None) -> None:
+    options = {"retry_count": "0", "timeout": "14"}
+    with (
+        TransferEngine(nics=[verbs_nic(0)], options=options, liveness=2.0) as near,
+        TransferEngine(nics=[verbs_nic(1)], options=options, liveness=2.0) as far,
+    ):
+        near.connect(far.address)
+        region = far.register(np.zeros(64, np.uint8))
+        source = near.register(np.ones(64, np.uint8))
+        subprocess.run(["ip", "link", "set", "nic1", "down"], check=True)
+        with pytest.raises(RailwireError, match="RETRY_EXC"):
+            near.write(source, region.descriptor).wait(20)

@@ -279,6 +279,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   static bool only_link(const PeerLink& link);
   // `silent`: not even messages pass between the two NICs.
   void link_down(PeerLink& link, Failure failure, LinkEvent why = LinkEvent::kBroke, bool silent = false);
+  bool messages_are_refused(const PeerLink& link, int64_t now);
   void pair_silent(PeerLink& link, Failure failure);
   bool break_will_be_told(PeerLink& link);
   void peer_ended(Peer& peer, PeerState state, Failure failure);

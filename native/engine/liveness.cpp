@@ -137,6 +137,13 @@ bool Engine::break_will_be_told(PeerLink& link) {
   return now - link.broken_since < kBreakGrace;
 }
 
+// A port of ours that is down for a moment sends no datagrams. Where there is another pair, that one takes over at
+// once; where there is none, only silence tells whether the peer is there.
+bool Engine::messages_are_refused(const PeerLink& link, int64_t now) {
+  if (!link.first_send_error || link.send_errors < 3 || now - link.first_send_error <= kSendErrorGrace) return false;
+  return !link.nic->info().datagrams || !only_link(link);
+}
+
 // Nothing is heard any more between the two NICs, so no message can set things right there either.
 void Engine::pair_silent(PeerLink& link, Failure failure) {
   if (link.up()) {
@@ -144,6 +151,7 @@ void Engine::pair_silent(PeerLink& link, Failure failure) {
     return;
   }
   link.reachable = false;
+  if (!link.failure.message.empty()) failure.message += "; before that: " + link.failure.message;
   if (only_link(link)) {
     peer_ended(*link.peer, PeerState::kLost, std::move(failure));
   } else {
@@ -326,7 +334,7 @@ void Engine::tick_peer(Peer& peer, int64_t now) {
                              " s (liveness= sets the limit)"});
       continue;
     }
-    if (link.first_send_error && link.send_errors >= 3 && now - link.first_send_error > kSendErrorGrace) {
+    if (messages_are_refused(link, now)) {
       pair_silent(link, {Reason::kLinkFailed, peer.id, link_name(link),
                          "peer " + peer.name + " refuses messages over " + link_name(link) +
                              ": its process has probably ended"});

@@ -55,6 +55,9 @@ struct NicInfo {
   // sender exactly what to send again over another one (engine/failover.cpp). RC queue pairs are like that; EFA's SRD
   // keeps no order, and libfabric's tcp tells nobody what had landed.
   bool resumable = false;
+  // Control messages are datagrams: one that fails tells of our own port, and nothing of the peer. Where false, it says
+  // that the peer's process does not take it.
+  bool datagrams = false;
   uint64_t max_write_bytes = 0;    // the longest single WR
   uint32_t link_depth = 0;         // WRs a link may have outstanding
   uint32_t max_message_bytes = 0;  // the longest control message

@@ -36,6 +36,7 @@ struct SimulatedSettings {
   bool closing_quiets = true;  // false: what is under way is copied out of the source when it lands, closed or not
   bool resumable = false;      // as RC queue pairs: what lands of a link that breaks is a beginning of what was posted,
                                // any error breaks it, and both halves count; not with `reorder`
+  bool datagrams = false;      // NicInfo::datagrams
   std::string kind = "sim";    // of its NICs
   uint64_t refuse_above = 0;   // bytes: longer memory is refused; 0: none is
   uint32_t links_per_pair = 1;

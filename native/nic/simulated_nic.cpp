@@ -38,6 +38,7 @@ SimulatedNic::SimulatedNic(std::string spec, std::shared_ptr<SimulatedFabric> fa
   info_.closing_fences = settings.closing_fences;
   info_.closing_quiets = settings.closing_quiets;
   info_.resumable = settings.resumable && settings.completion_proves_landing && !settings.reorder;
+  info_.datagrams = settings.datagrams;
   info_.max_write_bytes = settings.max_write_bytes;
   info_.link_depth = settings.link_depth;
   info_.max_message_bytes = settings.max_message_bytes;

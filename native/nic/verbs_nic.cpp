@@ -80,6 +80,7 @@ VerbsNic::VerbsNic(VerbsSpec spec, const std::map<std::string, std::string>&)
   info_.provider = std::string("libibverbs ") + (port_.ethernet ? "RoCE" : "InfiniBand");
   info_.library = verbs_api().path;
   info_.resumable = true;
+  info_.datagrams = true;
   info_.max_write_bytes = std::min<uint64_t>(
       port_.port_attributes.max_msg_sz ? port_.port_attributes.max_msg_sz : kLongestWrite, kLongestWrite);
   info_.link_depth =

@@ -32,6 +32,32 @@ TEST_CASE("liveness: a peer that dies while this process is stopped is lost no l
   fabric.fabric->hold(false);
 }
 
+TEST_CASE(
+    "liveness: a port that sends no datagrams for a moment costs no peer; a process that refuses messages is gone") {
+  for (const bool datagrams : {true, false}) {
+    CAPTURE(datagrams);
+    SimulatedSettings settings;
+    settings.datagrams = datagrams;
+    TestFabric fabric(settings);
+    TestEngine a(fabric.name, "a", 1, 4 * kSecond), b(fabric.name, "b", 1, 4 * kSecond);
+    const auto to_b = join(a, b).first;
+    settings.message_loss_rate = 1;
+    fabric.fabric->configure(settings);
+    for (const int64_t end = now_ns() + 2 * kSecond; to_b->connected() && now_ns() < end;) std::this_thread::yield();
+    CHECK(to_b->connected() == datagrams);
+    if (!datagrams) continue;
+    settings.message_loss_rate = 0;
+    fabric.fabric->configure(settings);
+    for (const int64_t end = now_ns() + 3 * kSecond; to_b->connected() && now_ns() < end;) std::this_thread::yield();
+    CHECK(to_b->connected());
+    settings.message_loss_rate = 1;  // for good
+    fabric.fabric->configure(settings);
+    for (const int64_t end = now_ns() + 10 * kSecond; !to_b->ended() && now_ns() < end;) std::this_thread::yield();
+    CHECK(to_b->ended());
+    CHECK(a.engine->peer_failure(*to_b).message.find("has not been heard") != std::string::npos);
+  }
+}
+
 TEST_CASE("liveness: a peer that answers, and acknowledges nothing, is lost, and what waits for it fails") {
   TestFabric fabric;
   TestEngine a(fabric.name, "a", 1, kSecond / 2);
