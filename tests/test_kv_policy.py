@@ -29,7 +29,7 @@ def test_the_policy_forgets_the_prefix_of_a_failed_leg() -> None:
     prompt = list(range(40))
     policy.began(one, prompt)
     policy.ended(one, prompt, ok=False)
-    assert policy.standing(one).queued_tokens == 0 and policy.standing(one).legs == 0
+    assert policy.state(one).queued_tokens == 0 and policy.state(one).legs == 0
     assert {policy.prefiller(prompt, [one, two]).id for _ in range(4)} == {"p1", "p2"}
 
 
@@ -43,19 +43,19 @@ def test_one_leg_that_ends_early_takes_no_prefix_that_others_have_made_or_are_ma
     policy.began(one, second)
     policy.ended(one, second, ok=False)  # its client hung up
     assert {policy.prefiller(third, [one, two]).id for _ in range(4)} == {"p1"}
-    assert len(policy.standing(one).index) == 11  # what the second alone had is forgotten
+    assert len(policy.state(one).index) == 11  # what the second alone had is forgotten
     # Two at once, of which neither has ended: the prefix is on its way as long as one of them is.
     policy.began(two, third)
     policy.began(two, second)
     policy.ended(two, third, ok=False)
-    assert len(policy.standing(two).index) == 11
+    assert len(policy.state(two).index) == 11
     policy.ended(two, second, ok=True)
-    assert len(policy.standing(two).index) == 11
+    assert len(policy.state(two).index) == 11
     # A leg that ends after its blocks had to go takes nothing with it either.
     small = member("p3", "prefill", num_blocks=4)
     policy.began(small, shared)
     policy.ended(small, shared, ok=False)
-    assert len(policy.standing(small).index) == 0
+    assert len(policy.state(small).index) == 0
 
 
 def test_the_policys_index_is_bounded_by_the_instances_blocks() -> None:
@@ -65,7 +65,7 @@ def test_the_policys_index_is_bounded_by_the_instances_blocks() -> None:
         prompt = [start] * 40
         policy.began(one, prompt)
         policy.ended(one, prompt, ok=True)
-    assert len(policy.standing(one).index) == 10
+    assert len(policy.state(one).index) == 10
 
 
 def test_the_policys_penalty_grows_and_ends() -> None:

@@ -328,7 +328,7 @@ def test_a_busy_member_is_passed_over_but_not_punished() -> None:
 
             s.workers.on_prefill = full
             await s.run(request())
-            assert all(policy.standing(one).penalty_until == 0 for one in TWO_AND_ONE)
+            assert all(policy.state(one).penalty_until == 0 for one in TWO_AND_ONE)
 
     run(main)
 

@@ -22,7 +22,7 @@ _LEAST_ITERATIONS = 64
 _ROW = re.compile(r"^\S+\s+\S+\s+\S+\s+[\d.]+s\s+([\d.]+)\s+([\d.]+)\s+[\d.]+\s*$", re.MULTILINE)
 
 
-class FabtestsHalf:
+class FabtestsSide:
     """Answers the parent's commands; each run is one server and one client."""
 
     hard_exit = False
@@ -108,4 +108,4 @@ class FabtestsHalf:
 
 
 if __name__ == "__main__":
-    serve_commands(FabtestsHalf)
+    serve_commands(FabtestsSide)

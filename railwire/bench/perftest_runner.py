@@ -116,7 +116,7 @@ class PerftestSession:
         pass
 
 
-class PerftestHalf(PerftestSession):
+class PerftestSide(PerftestSession):
     """One of the two, on two hosts: the target runs servers, the initiator clients."""
 
     _far_port = 0
@@ -147,4 +147,4 @@ class PerftestHalf(PerftestSession):
 
 
 if __name__ == "__main__":
-    serve_commands(lambda config, buffer: (PerftestSession if config.role == "both" else PerftestHalf)(config, buffer))
+    serve_commands(lambda config, buffer: (PerftestSession if config.role == "both" else PerftestSide)(config, buffer))

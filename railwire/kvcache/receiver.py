@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from railwire.errors import ConnectError, ConnectTimeout, PeerLostError, RailwireError
-from railwire.kvcache.geometry.idle import idle_plan, notary
+from railwire.kvcache.geometry.idle import idle_plan, informing_rank
 from railwire.kvcache.geometry.layout import InstanceLayout, LayoutError
 from railwire.kvcache.geometry.plan import RankPlan, plan
 from railwire.kvcache.link import Link, Source
@@ -143,7 +143,7 @@ class Receiver(Side):
         try:
             for descriptor, rank_plan in zip(ranks, everyone[self.rank], strict=True):
                 if rank_plan is None:
-                    if notary(descriptor.rank, everyone) != self.rank:
+                    if informing_rank(descriptor.rank, everyone) != self.rank:
                         continue
                     rank_plan = idle_plan(descriptor.rank, source.ranks[descriptor.rank], self.layout, self.rank)
                 peer = self.engine.connect(descriptor.address, timeout)

@@ -20,7 +20,7 @@ from railwire import TransferEngine
 from railwire.integrations.vllm.layers import CpuClock
 from railwire.integrations.vllm.options import Options
 from railwire.integrations.vllm.receiving import Receiving
-from railwire.integrations.vllm.scheduler import SchedulerHalf
+from railwire.integrations.vllm.scheduler import ConnectorScheduler
 from railwire.integrations.vllm.sending import Sending
 from railwire.integrations.vllm.stats import RailwireStats
 from railwire.integrations.vllm.steps import Handshake
@@ -83,7 +83,7 @@ class Engine:
         config = SimpleNamespace(
             kv_transfer_config=SimpleNamespace(is_kv_producer=role == "prefill", is_kv_consumer=role == "decode")
         )
-        self.half = SchedulerHalf(config, SimpleNamespace(transfer_group_ids=(0,)), Options())  # type: ignore[arg-type]
+        self.half = ConnectorScheduler(config, SimpleNamespace(transfer_group_ids=(0,)), Options())  # type: ignore[arg-type]
         self.sending: Sending | None = None
         self.receiving: Receiving | None = None
         descriptor = b""

@@ -35,7 +35,7 @@ from railwire.integrations.vllm.layout import (
 )
 from railwire.integrations.vllm.options import Options
 from railwire.integrations.vllm.sending import expand
-from railwire.integrations.vllm.worker import WorkerHalf
+from railwire.integrations.vllm.worker import ConnectorWorker
 from railwire.kvcache import InstanceLayout, Receiver, Sender
 from railwire.kvcache.slots import MAX_SLOTS
 from railwire.testing import SimulatedFabric
@@ -314,7 +314,7 @@ def test_a_decoder_waits_for_as_many_requests_as_there_are_slots(monkeypatch: py
         model_config=model_config(), cache_config=SimpleNamespace(cache_dtype="auto"), kv_transfer_config=role
     )
     with SimulatedFabric() as fabric:
-        worker = WorkerHalf(config, caches, Options(nics=(fabric.nic("a"),)))
+        worker = ConnectorWorker(config, caches, Options(nics=(fabric.nic("a"),)))
         worker.register(tensors)
         assert worker.receiving is not None
         slots = worker.receiving.receiver.slots

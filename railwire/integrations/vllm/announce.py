@@ -19,7 +19,7 @@ from railwire.kvcache.router.registry import open_membership
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-    from railwire.integrations.vllm.scheduler import SchedulerHalf
+    from railwire.integrations.vllm.scheduler import ConnectorScheduler
 
 log = init_logger("vllm.railwire")
 
@@ -32,7 +32,7 @@ class Announcer:
     The engine may be alive where its server is not, or not yet: only an instance whose ``/health`` answers is a member.
     """
 
-    def __init__(self, vllm_config: VllmConfig, options: Options, scheduler: SchedulerHalf) -> None:
+    def __init__(self, vllm_config: VllmConfig, options: Options, scheduler: ConnectorScheduler) -> None:
         self._config = vllm_config
         self._options = options
         self._scheduler = scheduler

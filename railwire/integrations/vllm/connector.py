@@ -17,10 +17,10 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from railwire.integrations.vllm.announce import Announcer
 from railwire.integrations.vllm.layout import check
 from railwire.integrations.vllm.options import parse_options
-from railwire.integrations.vllm.scheduler import SchedulerHalf
+from railwire.integrations.vllm.scheduler import ConnectorScheduler
 from railwire.integrations.vllm.stats import RailwirePromMetrics, TransferStats
 from railwire.integrations.vllm.steps import Handshake, Step
-from railwire.integrations.vllm.worker import WorkerHalf
+from railwire.integrations.vllm.worker import ConnectorWorker
 
 if TYPE_CHECKING:
     import torch
@@ -58,16 +58,16 @@ class RailwireConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         check(vllm_config)
         options = parse_options(self._kv_transfer_config.kv_connector_extra_config or {})
-        self._scheduler: SchedulerHalf | None = None
-        self._worker: WorkerHalf | None = None
+        self._scheduler: ConnectorScheduler | None = None
+        self._worker: ConnectorWorker | None = None
         self._announcer: Announcer | None = None
         self._step_seconds = 0.0
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerHalf(vllm_config, kv_cache_config, options)
+            self._scheduler = ConnectorScheduler(vllm_config, kv_cache_config, options)
             if options.membership:
                 self._announcer = Announcer(vllm_config, options, self._scheduler)
         else:
-            self._worker = WorkerHalf(vllm_config, kv_cache_config, options)
+            self._worker = ConnectorWorker(vllm_config, kv_cache_config, options)
 
     # ---- class methods -----------------------------------------------------------------------------------------------
     @classmethod
@@ -102,7 +102,7 @@ class RailwireConnector(KVConnectorBase_V1):
         return RailwirePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     # ---- the scheduler's side ----------------------------------------------------------------------------------------
-    def _for_scheduler(self) -> SchedulerHalf:
+    def _for_scheduler(self) -> ConnectorScheduler:
         assert self._scheduler is not None, "a hook of the scheduler was called in a worker"
         return self._scheduler
 
@@ -139,7 +139,7 @@ class RailwireConnector(KVConnectorBase_V1):
             self._announcer.start()
 
     # ---- the worker's side -------------------------------------------------------------------------------------------
-    def _for_worker(self) -> WorkerHalf:
+    def _for_worker(self) -> ConnectorWorker:
         assert self._worker is not None, "a hook of the workers was called in the scheduler"
         return self._worker
 

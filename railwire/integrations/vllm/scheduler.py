@@ -46,7 +46,7 @@ class _Prefill:
     end_token: int = 0
 
 
-class SchedulerHalf:
+class ConnectorScheduler:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, options: Options) -> None:
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None

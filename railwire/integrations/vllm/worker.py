@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = init_logger("vllm.railwire")
 
 
-class WorkerHalf:
+class ConnectorWorker:
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, options: Options) -> None:
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None

@@ -16,7 +16,7 @@ from railwire.kvcache.geometry.plan import RankPlan
 DIGEST = b"nothing to send!"
 
 
-def notary(source_rank: int, plans: Sequence[Sequence[RankPlan | None]]) -> int | None:
+def informing_rank(source_rank: int, plans: Sequence[Sequence[RankPlan | None]]) -> int | None:
     """The destination rank that keeps this source rank informed; None if some rank needs it anyway.
 
     Args:

@@ -119,7 +119,7 @@ class PrefixIndex:
 
 
 @dataclass
-class Standing:
+class MemberState:
     """What the router itself knows of a member."""
 
     index: PrefixIndex
@@ -141,73 +141,71 @@ class LoadAndPrefix:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._standings: dict[str, Standing] = {}
+        self._states: dict[str, MemberState] = {}
         self._turn = 0
         self._hashed: tuple[Sequence[int], dict[tuple[int, str], list[bytes]]] = ((), {})
 
-    def standing(self, member: Member) -> Standing:
-        known = self._standings.get(member.id)
+    def state(self, member: Member) -> MemberState:
+        known = self._states.get(member.id)
         if known is None:
-            known = self._standings[member.id] = Standing(PrefixIndex(member.num_blocks))
+            known = self._states[member.id] = MemberState(PrefixIndex(member.num_blocks))
         return known
 
     def prefiller(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
         def cost(member: Member) -> float:
-            standing = self.standing(member)
-            have = standing.index.match(self._hashes(member, tokens)) * member.block_tokens
+            state = self.state(member)
+            have = state.index.match(self._hashes(member, tokens)) * member.block_tokens
             # A member's own word counts where other routers send to it, too.
-            return max(standing.queued_tokens, member.load) + len(tokens) - have
+            return max(state.queued_tokens, member.load) + len(tokens) - have
 
         return self._cheapest(candidates, cost)
 
     def decoder(self, tokens: Sequence[int], candidates: Sequence[Member]) -> Member:
         def cost(member: Member) -> float:
-            have = self.standing(member).index.match(self._hashes(member, tokens)) * member.block_tokens
+            have = self.state(member).index.match(self._hashes(member, tokens)) * member.block_tokens
             # Legs share the decoder's steps; of two equally busy ones, the prefix decides.
-            return self.standing(member).legs - 0.5 * have / max(1, len(tokens))
+            return self.state(member).legs - 0.5 * have / max(1, len(tokens))
 
         return self._cheapest(candidates, cost)
 
     def began(self, member: Member, tokens: Sequence[int]) -> None:
-        standing = self.standing(member)
+        state = self.state(member)
         hashes = self._hashes(member, tokens)
-        have = standing.index.match(hashes) * member.block_tokens
+        have = state.index.match(hashes) * member.block_tokens
         charge = max(0, len(tokens) - have)
-        standing.queued_tokens += charge
-        standing.legs += 1
-        standing.charged.setdefault(self._key(tokens), []).append(charge)
+        state.queued_tokens += charge
+        state.legs += 1
+        state.charged.setdefault(self._key(tokens), []).append(charge)
         # At once, so that those with the same prefix that come meanwhile follow it.
-        standing.index.claim(hashes)
+        state.index.claim(hashes)
 
     def ended(self, member: Member, tokens: Sequence[int], ok: bool) -> None:
-        standing = self.standing(member)
-        charges = standing.charged.get(self._key(tokens))
+        state = self.state(member)
+        charges = state.charged.get(self._key(tokens))
         if charges:
-            standing.queued_tokens -= charges.pop()
-            standing.legs -= 1
+            state.queued_tokens -= charges.pop()
+            state.legs -= 1
             if not charges:
-                del standing.charged[self._key(tokens)]
+                del state.charged[self._key(tokens)]
         if ok:
-            standing.failures = 0
-            standing.penalty_until = 0.0
-            standing.index.made(self._hashes(member, tokens))
+            state.failures = 0
+            state.penalty_until = 0.0
+            state.index.made(self._hashes(member, tokens))
         else:
-            standing.index.unclaim(self._hashes(member, tokens))
+            state.index.unclaim(self._hashes(member, tokens))
 
     def failed(self, member: Member) -> None:
-        standing = self.standing(member)
-        standing.failures += 1
-        pause = min(_LAST_PENALTY, _FIRST_PENALTY * 2 ** min(standing.failures - 1, 10))
-        standing.penalty_until = self._clock() + pause
+        state = self.state(member)
+        state.failures += 1
+        pause = min(_LAST_PENALTY, _FIRST_PENALTY * 2 ** min(state.failures - 1, 10))
+        state.penalty_until = self._clock() + pause
 
     def members(self, ids: Collection[str]) -> None:
-        self._standings = {
-            key: standing for key, standing in self._standings.items() if key in ids or standing.legs > 0
-        }
+        self._states = {key: state for key, state in self._states.items() if key in ids or state.legs > 0}
 
     def _cheapest(self, candidates: Sequence[Member], cost: Callable[[Member], float]) -> Member:
         now = self._clock()
-        good = [member for member in candidates if self.standing(member).penalty_until <= now] or list(candidates)
+        good = [member for member in candidates if self.state(member).penalty_until <= now] or list(candidates)
         costs = [cost(member) for member in good]
         best = min(costs)
         equal = [member for member, value in zip(good, costs, strict=True) if value == best]
