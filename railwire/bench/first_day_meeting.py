@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from railwire.bench.first_day_agent import Memory
 from railwire.bench.process import RunnerError
-from railwire.bench.remote import Host, Lines, kind_of
+from railwire.bench.remote import Client, Host, Lines, check_secret, kind_of
 from railwire.engine import TransferEngine
 from railwire.memory import RemoteRegion
 from railwire.peer import Peer
@@ -40,32 +38,15 @@ class Row:
         return "verified" if any(text.startswith("verified") for text in self.steps.values()) else "not run"
 
 
-class Far:
+class Far(Client):
     """An agent on the other host."""
 
     def __init__(self, host: Host) -> None:
         connection = socket.create_connection((host.host, host.port + 1), timeout=20)
-        self._lines = Lines(connection, f"the agent at {host.host}")
+        super().__init__(connection, f"the agent at {host.host}", 20.0)
         self._lines.put({"secret": host.secret})
-        self.answer(20.0)
-
-    def tell(self, do: str, **fields: Any) -> None:
-        self._lines.put({"do": do, **fields})
-
-    def answer(self, timeout: float = 300.0) -> dict[str, Any]:
-        found = self._lines.get(timeout)
-        if "error" in found:
-            raise RunnerError(found["error"])
-        return found
-
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        self.tell(do, **fields)
-        return self.answer()
-
-    def close(self) -> None:
-        with contextlib.suppress(RunnerError):
-            self.tell("quit")
-        self._lines.connection.close()
+        self.answer()
+        self._timeout_s = 300.0  # of steps, which write gigabytes
 
 
 class AgentServer:
@@ -87,8 +68,10 @@ class AgentServer:
                 connection.settimeout(10)
                 lines = Lines(connection, "a stranger")
                 hello = lines.get(10.0)
-                if not hmac.compare_digest(str(hello.get("secret", "")).encode(), self._secret.encode()):
-                    lines.put({"error": "the secrets differ (--secret)"})
+                try:
+                    check_secret(hello, self._secret)
+                except RunnerError as error:
+                    lines.put({"error": str(error)})
                     continue
                 lines.put({})  # nothing follows the hello before this: the agent reads all the rest
                 connection.settimeout(None)

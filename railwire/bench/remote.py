@@ -86,12 +86,46 @@ class Lines:
         return fields
 
 
-class RemoteProcess:
+class Client:
+    """Commands to a process on another host, and its answers."""
+
+    def __init__(self, connection: socket.socket, name: str, timeout_s: float) -> None:
+        self.name = name
+        self._timeout_s = timeout_s
+        self._lines = Lines(connection, name)
+
+    def tell(self, do: str, **fields: Any) -> None:
+        self._lines.put({"do": do, **fields})
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer. Raises RunnerError: the other side says so, has gone, or is silent for too long."""
+        fields = self._lines.get(self._timeout_s)
+        if "missing" in fields:
+            raise MissingContender(f"on {self.name}: {fields['missing']}")
+        if "error" in fields:
+            raise RunnerError(f"{self.name}: {fields['error']}")
+        return fields
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        self.tell(do, **fields)
+        return self.answer()
+
+    def close(self) -> None:
+        with contextlib.suppress(RunnerError):
+            self.tell("quit")
+        self._lines.connection.close()
+
+
+def check_secret(hello: dict[str, Any], secret: str) -> None:
+    """Raises RunnerError for a first line that does not have our secret."""
+    if not hmac.compare_digest(str(hello.get("secret", "")).encode(), secret.encode()):
+        raise RunnerError("the secrets differ (--secret)")
+
+
+class RemoteProcess(Client):
     """A target on another host, with the interface of ``RunnerProcess``."""
 
     def __init__(self, host: Host, contender: str, nic: str, setting: Setting, buffer_bytes: int, timeout_s: float):
-        self.name = f"{contender} target at {host.host}"
-        self._timeout_s = timeout_s
         try:
             connection = socket.create_connection((host.host, host.port), timeout=10)
         except OSError as error:
@@ -99,7 +133,8 @@ class RemoteProcess:
                 f"nobody listens at {host.host} port {host.port} ({error}): run railwire bench p2p --listen there"
             ) from None
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._lines = Lines(connection, self.name)
+        # The other side's own time-outs come first.
+        super().__init__(connection, f"{contender} target at {host.host}", timeout_s + 20.0)
         try:
             self._lines.put({
                 "version": _VERSION, "secret": host.secret, "contender": contender, "nic": nic,
@@ -124,26 +159,6 @@ class RemoteProcess:
                 best = (end - begin, there - (begin + end) // 2)
         assert best is not None
         return best[1]
-
-    def tell(self, do: str, **fields: Any) -> None:
-        self._lines.put({"do": do, **fields})
-
-    def answer(self) -> dict[str, Any]:
-        fields = self._lines.get(self._timeout_s + 20.0)  # the other side's own time-outs come first
-        if "missing" in fields:
-            raise MissingContender(f"on {self.name}: {fields['missing']}")
-        if "error" in fields:
-            raise RunnerError(f"{self.name}: {fields['error']}")
-        return fields
-
-    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        self.tell(do, **fields)
-        return self.answer()
-
-    def close(self) -> None:
-        with contextlib.suppress(RunnerError):
-            self.tell("quit")
-        self._lines.connection.close()
 
     def kill(self) -> None:
         self._lines.connection.close()
@@ -213,8 +228,7 @@ class Listener:
     def _start(self, hello: dict[str, Any], lines: Lines) -> RunnerProcess | None:
         if hello.get("version") != _VERSION:
             raise RunnerError("another release of railwire; use the same on both hosts")
-        if not hmac.compare_digest(str(hello.get("secret", "")).encode(), self._secret.encode()):
-            raise RunnerError("the secrets differ (--secret)")
+        check_secret(hello, self._secret)
         contender = CONTENDERS.get(str(hello.get("contender")))
         if contender is None:
             name = str(hello.get("contender"))

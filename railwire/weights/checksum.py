@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MASK = (1 << 64) - 1
+from railwire.splitmix import GOLDEN, mix
 
 
 def pages_sum(
@@ -21,19 +21,13 @@ def pages_sum(
     places: npt.NDArray[Any],
 ) -> int:  # fmt: skip
     """Sum of pages that begin at ``offsets`` of ``memory`` and go to ``places`` of a destination's ``region``."""
-    view, total = memory.data, 0
-    for offset, place in zip(offsets.tolist(), places.tolist(), strict=True):
+    view = memory.data
+    factors = np.empty(len(offsets), np.uint64)
+    for index, offset in enumerate(offsets.tolist()):
         crc = 0
         for run in range(runs):
             begin = offset + run * run_stride
             crc = zlib.crc32(view[begin : begin + run_bytes], crc)
-        total += _mix((region << 48) + place) * (2 * crc + 1)
-    return total & _MASK
-
-
-def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele et al., 2014)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+        factors[index] = 2 * crc + 1
+    keys = mix(places.astype(np.uint64) + np.uint64(((region << 48) + GOLDEN) & 0xFFFFFFFFFFFFFFFF))
+    return int((keys * factors).sum(dtype=np.uint64))

@@ -26,11 +26,9 @@ from railwire.kvcache.geometry.blocktable import check_range, covering
 from railwire.kvcache.geometry.layout import LayoutError, RankLayout, Storage
 from railwire.kvcache.geometry.plan import RankPlan
 from railwire.kvcache.geometry.share import Share
-
-Words = npt.NDArray[np.uint64]
+from railwire.splitmix import GOLDEN, Words, mix
 
 _CHUNK_BYTES = 256 << 10  # gathered at a time: stays in the cache of a core
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def held_shares(layout: RankLayout) -> dict[int, tuple[Share, ...]]:
@@ -184,17 +182,7 @@ def _add(
         where = slice(start * layout.block_tokens, start * layout.block_tokens + len(hashes))
         hashes += token_keys[where, None]
         hashes += head_keys
-        tokens[where] += _mix(hashes).sum(axis=1, dtype=np.uint64)
-
-
-def _mix(x: Words) -> Words:
-    """The finaliser of SplitMix64, in place."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
+        tokens[where] += mix(hashes).sum(axis=1, dtype=np.uint64)
 
 
 @lru_cache(maxsize=4096)
@@ -205,7 +193,7 @@ def _key(what: str) -> int:
 def _keys(what: str, first: int, count: int) -> Words:
     """Independent keys of ``count`` things from number ``first`` on."""
     numbers = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-    return _mix(numbers * np.uint64(_GOLDEN) + np.uint64(_key(what)))
+    return mix(numbers * np.uint64(GOLDEN) + np.uint64(_key(what)))
 
 
 @lru_cache(maxsize=64)

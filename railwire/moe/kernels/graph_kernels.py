@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from railwire.moe.kernels.triton_kernels import _now, float8_bits
+from railwire.moe.kernels.triton_kernels import _now, quantised_groups, store_release
 
 LATE, BAD_HEADER, TOO_MANY, BAD_ID, NOT_SENT = 1, 2, 4, 8, 16
 
@@ -114,15 +114,7 @@ def post_kernel(
     tl.store(at + 1, first * FIRST_BYTES, mask=mine)
     tl.store(at + 2, tl.where(good, HEADER + number * ROW, 0), mask=mine)
     tl.store(at + 3, tl.where(good, imm, -1), mask=mine)
-    tl.debug_barrier()
-    if ASM:
-        tl.inline_asm_elementwise(
-            "fence.acq_rel.sys; st.release.sys.global.b64 [$1], $2; mov.u32 $0, 0;",
-            "=r,l,l", [word.to(tl.int64), generation.to(tl.int64)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        tl.store(word.to(tl.int64).to(tl.pointer_type(tl.int64)), generation)
+    store_release(word, generation, ASM)
 
 
 # ---- dispatch -------------------------------------------------------------------------------------------------------
@@ -170,13 +162,8 @@ def pack_slots_fp8_kernel(
     """As ``pack_fp8_kernel``, into the slots of ``pack_slots_kernel``; sizes in bytes."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    at = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    scaled, scale, at = quantised_groups(x, token, group, HIDDEN, GROUPS)
     inside = at < HIDDEN
-    value = tl.load(x + token * HIDDEN + at, mask=inside, other=0.0).to(tl.float32)
-    amax = tl.maximum(tl.max(tl.abs(value), axis=1), 1e-4)
-    factor = tl.div_rn(tl.full([GROUPS], 448.0, tl.float32), amax)
-    scaled = float8_bits(tl.minimum(tl.maximum(value * factor[:, None], -448.0), 448.0))
-    scale = amax * (1.0 / 448.0)
     into = _as_words(send, 1, RAW)
     if RAW:  # compiled away on a GPU, so no ternary  # noqa: SIM108
         into_scales = send_scales.to(tl.int64).to(tl.pointer_type(tl.float32))

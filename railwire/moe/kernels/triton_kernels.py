@@ -35,6 +35,18 @@ def float8_bits(value):
     return (tl.where(small, shifted, normal) | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
+@triton.jit
+def quantised_groups(x, token, group, HIDDEN: tl.constexpr, GROUPS: tl.constexpr):
+    """``GROUPS`` times 128 channels of one token as float8_e4m3fn bits ``[GROUPS, 128]``, their scales ``[GROUPS]``,
+    and the channels' numbers."""
+    at = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    value = tl.load(x + token * HIDDEN + at, mask=at < HIDDEN, other=0.0).to(tl.float32)
+    amax = tl.maximum(tl.max(tl.abs(value), axis=1), 1e-4)
+    factor = tl.div_rn(tl.full([GROUPS], 448.0, tl.float32), amax)
+    bits = float8_bits(tl.minimum(tl.maximum(value * factor[:, None], -448.0), 448.0))
+    return bits, amax * (1.0 / 448.0), at
+
+
 # ---- route: (token, expert) pairs sorted by bin, in token order within a bin ----------------------------------------
 @triton.jit(do_not_specialize=["pairs", "number"])
 def rank_kernel(bins, ranks, histogram, pairs, number, BLOCK: tl.constexpr):
@@ -112,13 +124,8 @@ def pack_fp8_kernel(
     seen as bytes, ``send_scales`` the same memory as float32; ``ROW``, ``HEADER``, ``SCALE_AT`` in bytes."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    at = group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    scaled, scale, at = quantised_groups(x, token, group, HIDDEN, GROUPS)
     inside = at < HIDDEN
-    value = tl.load(x + token * HIDDEN + at, mask=inside, other=0.0).to(tl.float32)
-    amax = tl.maximum(tl.max(tl.abs(value), axis=1), 1e-4)
-    factor = tl.div_rn(tl.full([GROUPS], 448.0, tl.float32), amax)
-    scaled = float8_bits(tl.minimum(tl.maximum(value * factor[:, None], -448.0), 448.0))
-    scale = amax * (1.0 / 448.0)
     for j in tl.static_range(TOP_K):
         slot = tl.load(slots + token * TOP_K + j).to(tl.int64)
         if slot >= 0:
@@ -248,10 +255,9 @@ def reduce_kernel(
 
 
 # ---- words between GPU and CPU --------------------------------------------------------------------------------------
-@triton.jit(do_not_specialize=["word", "value"])
-def flag_kernel(word, value, ASM: tl.constexpr):
-    """Raises a 64-bit word, after everything that this stream has done before. ``word`` and ``value`` are 64-bit
-    integers: an address that the CPU polls, and a generation that only grows."""
+@triton.jit
+def store_release(word, value, ASM: tl.constexpr):
+    """Stores to a 64-bit word that the CPU polls, after everything that this block has stored before."""
     tl.debug_barrier()
     if ASM:
         tl.inline_asm_elementwise(
@@ -261,6 +267,13 @@ def flag_kernel(word, value, ASM: tl.constexpr):
         )  # fmt: skip
     else:
         tl.store(word.to(tl.int64).to(tl.pointer_type(tl.int64)), value.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["word", "value"])
+def flag_kernel(word, value, ASM: tl.constexpr):
+    """Raises a 64-bit word, after everything that this stream has done before. ``word`` and ``value`` are 64-bit
+    integers: an address that the CPU polls, and a generation that only grows."""
+    store_release(word, value, ASM)
 
 
 @triton.jit
