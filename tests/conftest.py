@@ -7,6 +7,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kv_bed
 import numpy as np
@@ -16,6 +17,9 @@ from processes import Child, Children
 
 from railwire import TransferEngine
 from railwire.testing import SimulatedFabric
+
+if TYPE_CHECKING:
+    import weights_bed
 
 NICS = {"tcp": "tcp://127.0.0.1", "shm": "shm"}
 if EMULATED:
@@ -116,6 +120,16 @@ def make_pair(fabric: SimulatedFabric) -> Iterator[kv_bed.Make]:
     """Makes pairs of a prefill and a decode instance."""
     with kv_bed.pairs(fabric) as make:
         yield make
+
+
+@pytest.fixture
+def bed() -> Iterator[weights_bed.Bed]:
+    """Trainers and receivers of weights, in one process."""
+    import weights_bed  # which imports torch
+
+    bed = weights_bed.Bed()
+    yield bed
+    bed.close()
 
 
 @pytest.fixture(autouse=True)

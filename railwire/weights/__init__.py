@@ -3,8 +3,9 @@
 Start with docs/weights.md. Geometry (what goes where; numpy only): ``placements``, ``tables``, ``matching``,
 ``cutting``, ``cover``, ``plan``. From torch's tensors to tables: ``memory``, ``source``, ``recording``, ``rules``.
 Protocol: ``messages``, and the pure machines ``lead_machine`` and ``receiver_machine``. Shells: ``rendezvous``,
-``lead``, ``trainer``, ``receiver``; a trainer's work: ``writing``, ``staging``, ``quantize``. What imports torch is
-imported when it is first asked for.
+``lead``, ``trainer``, ``receiver`` (its memory: ``landing``); a trainer's work: ``writing``, ``staging``, ``quantize``.
+Receivers that give each other what is published: ``peer_plan``, ``catching``, ``giving``, ``exchange``. What imports
+torch is imported when it is first asked for.
 """
 
 from __future__ import annotations

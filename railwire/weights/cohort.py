@@ -36,7 +36,14 @@ class CohortInfo(msgspec.Struct, frozen=True, array_like=True):
     receivers: tuple[int, ...]
 
 
-Info = TrainerInfo | ReceiverInfo | CohortInfo
+class PublishedInfo(msgspec.Struct, frozen=True, array_like=True):
+    """The newest version that has been published; ``checksum``: what is written is compared with what has landed."""
+
+    version: int
+    checksum: bool
+
+
+Info = TrainerInfo | ReceiverInfo | CohortInfo | PublishedInfo
 
 
 def pack(info: Info) -> bytes:

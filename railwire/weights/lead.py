@@ -15,7 +15,17 @@ import msgspec
 
 from railwire.errors import RailwireError
 from railwire.weights import lead_machine, messages
-from railwire.weights.cohort import CohortInfo, ReceiverInfo, TrainerInfo, member, name_of, pack, table_of, unpack
+from railwire.weights.cohort import (
+    CohortInfo,
+    PublishedInfo,
+    ReceiverInfo,
+    TrainerInfo,
+    member,
+    name_of,
+    pack,
+    table_of,
+    unpack,
+)
 from railwire.weights.errors import PlanError, RendezvousError, WeightsError
 from railwire.weights.loop import Loop
 from railwire.weights.meeting import await_peers
@@ -54,6 +64,7 @@ class LeadShell:
     ) -> None:
         self._engine, self._rendezvous, self._epoch = engine, rendezvous, epoch
         self._tell, self._timeout, self._allow_extra, self._given = tell, timeout, allow_extra, plan
+        self._checksum = checksum
         self.trainers: dict[int, TrainerInfo] = {}
         self._tables: list[RankTable] = []
         for rank in range(world_size):
@@ -223,6 +234,8 @@ class LeadShell:
         match message:
             case messages.Ready(attempt, imm):
                 self._do(machine.ready(name, attempt, imm))
+            case messages.Has(attempt):
+                self._do(machine.has(name, attempt))
             case messages.Refused(attempt, reason) | messages.Broken(attempt, reason):
                 self._do(machine.refused(name, attempt, reason))
             case messages.Landed(attempt, checksum):
@@ -260,4 +273,7 @@ class LeadShell:
         except RendezvousError as error:
             log.error("version %d cannot be recorded: %s", version, error)
             recorded = False
+        if recorded:
+            with contextlib.suppress(RendezvousError):  # who wants to catch up waits for the next one
+                self._rendezvous.put(f"{self._epoch}/published", pack(PublishedInfo(version, self._checksum)))
         self._do(self._machine.decided(recorded))

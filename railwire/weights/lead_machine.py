@@ -153,6 +153,15 @@ class Lead:
         self._waiting.discard(name)
         return self._go_on()
 
+    def has(self, name: str, attempt: int) -> list[LeadAction]:
+        """It has caught up with the version that it was to be welcomed with."""
+        if not self._only_new or not self._expected(name, attempt, "beginning"):
+            return []
+        self._waiting.discard(name)
+        self._taking_part.discard(name)
+        self.current.add(name)
+        return self._go_on()
+
     def refused(self, name: str, attempt: int, reason: str) -> list[LeadAction]:
         """Refusal before, or a failure after, a receiver has become ready."""
         if attempt != self.attempt or name not in self._taking_part:
@@ -250,7 +259,15 @@ class Lead:
             self._waiting = set(self._taking_part)
             begin: list[LeadAction] = [
                 ToReceiver(
-                    name, Begin(self.version, self.attempt, self.receivers[name], self.arrivals[name], self._checksum)
+                    name,
+                    Begin(
+                        self.version,
+                        self.attempt,
+                        self.receivers[name],
+                        self.arrivals[name],
+                        self._checksum,
+                        self._only_new,
+                    ),
                 )
                 for name in sorted(self._taking_part)
             ]

@@ -15,13 +15,15 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 # ---- lead to receivers, and back -------------------------------------------------------------------------------------
 class Begin(_Message, frozen=True):
-    """``arrivals``: how many pages each trainer (by incarnation, hex) writes."""
+    """``arrivals``: how many pages each trainer (by incarnation, hex) writes. ``again``: the version is published
+    already, and goes to those who do not have it."""
 
     version: int
     attempt: int
     digest: bytes
     arrivals: dict[str, int]
     checksum: bool = False
+    again: bool = False
 
 
 class Ready(_Message, frozen=True):
@@ -32,6 +34,12 @@ class Ready(_Message, frozen=True):
 class Refused(_Message, frozen=True):
     attempt: int
     reason: str
+
+
+class Has(_Message, frozen=True):
+    """Instead of Ready, where Begin said ``again``: has caught up meanwhile."""
+
+    attempt: int
 
 
 class Landed(_Message, frozen=True):
@@ -115,10 +123,59 @@ class End(_Message, frozen=True):
     problems: tuple[str, ...]
 
 
+# ---- between receivers: catching up ---------------------------------------------------------------------------------
+class Which(_Message, frozen=True):
+    """To a receiver that may hold a version; it answers with Holds."""
+
+    attempt: int
+
+
+class Holds(_Message, frozen=True):
+    """``epoch``: the life of the trainers in which the version was published. -1: nothing that could be given now."""
+
+    attempt: int
+    epoch: int
+    version: int
+
+
+class Fetch(_Message, frozen=True):
+    """Write your part of the plan that lies in the store under the asking receiver's ``slot``; answered with Gave or
+    Declined.
+
+    Attributes:
+        index: of the holder in that plan.
+        digest: of its part.
+        epoch, version: what is asked for.
+        imm: of the counter.
+    """
+
+    attempt: int
+    slot: int
+    index: int
+    digest: bytes
+    epoch: int
+    version: int
+    imm: int
+    checksum: bool = False
+
+
+class Gave(_Message, frozen=True):
+    """Everything has landed, and was of that version from the first byte to the last."""
+
+    attempt: int
+    checksum: int = 0
+
+
+class Declined(_Message, frozen=True):
+    attempt: int
+    reason: str
+
+
 Message = (
     Begin
     | Ready
     | Refused
+    | Has
     | Landed
     | Broken
     | Publish
@@ -131,7 +188,14 @@ Message = (
     | Wrote
     | Stop
     | End
+    | Which
+    | Holds
+    | Fetch
+    | Gave
+    | Declined
 )
+
+BETWEEN_RECEIVERS = (Which, Holds, Fetch, Gave, Declined)
 
 _decoder = msgspec.msgpack.Decoder(Message)
 MAGIC = b"RWW1"

@@ -18,9 +18,11 @@ import torch
 
 from railwire.errors import FenceError, RailwireError
 from railwire.weights import messages, receiver_machine
-from railwire.weights.checksum import pages_sum
+from railwire.weights.catching import Place
 from railwire.weights.cohort import CohortInfo, ReceiverInfo, pack, unpack
 from railwire.weights.errors import PlanError, RendezvousError
+from railwire.weights.exchange import Exchange, Seat
+from railwire.weights.landing import Landing, check_part
 from railwire.weights.loop import Loop
 from railwire.weights.meeting import await_peers
 from railwire.weights.plan import Plan
@@ -56,6 +58,8 @@ class Receiver:
             One that has been replaced, moved or packed since then refuses the next update, by name: what would be
             written is what nobody serves. Looked at before each update.
         timeout: seconds that an update may take.
+        catch_up: get the published version from other receivers as soon as this one has joined, without the trainers;
+            and give it to others. For all receivers alike.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Receiver:
         on_publish: Callable[[int], object] | None = None,
         live: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         timeout: float = 300.0,
+        catch_up: bool = False,
     ) -> None:
         if mode not in ("staged", "in_place"):
             raise ValueError(f'mode is "staged" or "in_place", not {mode!r}')
@@ -78,7 +83,6 @@ class Receiver:
         self._in_place = mode == "in_place"
         self._on_begin, self._on_publish, self._timeout = on_begin, on_publish, timeout
         self._live = live
-        self._layouts: dict[str, tuple[object, ...]] = {}
         self._serving = threading.RLock()
         self._changed = threading.Condition()
         self._version: int | None = None
@@ -90,19 +94,24 @@ class Receiver:
         self._machine: ReceiverMachine | None = None
         self._part: Plan | None = None
         self._expectation: Expectation | None = None
-        self._imm = 0
-        self._destination: Destination | None = None
+        self._landing: Landing | None = None
         self._checkpoint: bytes = b""
-        self._shadows: list[torch.Tensor] = []
-        self._extents: list[list[tuple[int, int]]] = []
-        self._descriptors: tuple[bytes, ...] = ()
-        self._regions: list[object] = []
         self._writers: dict[str, Peer] = {}
         self.seconds = 0.0
         """From Begin to the publishing of the newest version."""
         self._began = 0.0
         self._check = False
+        self._slot = 0
+        self._served = (0, -1)  # life of the trainers, and version, of what is served
+        self._coming = (0, -1)  # of what lands
+        self._begun = False  # an update, in this place
+        self._exchange: Exchange | None = None
         self._loop = Loop(f"railwire-weights-{name}", self._look)
+        if catch_up:
+            self._exchange = Exchange(
+                engine, rendezvous, name, self._loop.soon, self._seat, self._do, self._open, self._count,
+                timeout + engine.liveness,
+            )  # fmt: skip
         engine.on_message(self._on_message)
         self._loop.soon(lambda: self._loop.set_deadline(0))
 
@@ -142,11 +151,14 @@ class Receiver:
         if self._lead is not None and self._lead.state == "connected":
             with contextlib.suppress(RailwireError):
                 self._lead.close()
+        if self._exchange is not None:
+            self._exchange.close()
         self._loop.close()
 
     # ---- joining -----------------------------------------------------------------------------------------------------
     def _look(self) -> None:
         """Joins the newest life of the trainers, if it is not joined yet."""
+        self._loop.set_deadline(_LOOK)
         if self._closed:
             return
         try:
@@ -158,7 +170,8 @@ class Receiver:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
-        self._loop.set_deadline(_LOOK)
+        if self._exchange is not None and not self._closed:
+            self._exchange.look(self._version is None or not self._begun)
 
     def _join(self) -> None:
         epoch = self._rendezvous.count("epoch")
@@ -170,7 +183,7 @@ class Receiver:
         checkpoint = self._rendezvous.get(f"{epoch}/checkpoint")
         if checkpoint != self._checkpoint:
             self._prepare(checkpoint)
-        assert self._destination is not None
+        assert self._landing is not None
         try:
             lead = self._engine.connect(self._rendezvous.get(f"{epoch}/lead"), self._engine.liveness)
         except RailwireError:
@@ -181,14 +194,16 @@ class Receiver:
         slot = self._rendezvous.number(f"{epoch}/receivers")
         info = ReceiverInfo(
             self.name, bytes(self._engine.address), self._engine.incarnation.hex(),
-            self._destination.table.encode(), self._descriptors,
+            self._landing.destination.table.encode(), self._landing.descriptors,
         )  # fmt: skip
         self._rendezvous.put(f"{epoch}/receivers/{slot}", pack(info))
         version, newest = self._version, self._machine.newest if self._machine else -1
         self._epoch, self._lead, self._part = epoch, lead, None
         self._machine = ReceiverMachine(b"", in_place=self._in_place)
         self._machine.version, self._machine.newest = version, newest
-        self._slot = slot
+        self._slot, self._begun = slot, False
+        if self._exchange is not None:
+            self._exchange.joined()
         machine = self._machine
         lead.lost.add_done_callback(lambda why: self._loop.soon(lambda: self._lead_lost(machine)))
 
@@ -203,13 +218,12 @@ class Receiver:
         destination = self._describe(shapes)
         destination.table = msgspec.structs.replace(destination.table, rank=self.name)
         destination.table.check()
-        self._layouts = {name: _layout(tensor) for name, tensor in destination.parameters.items()}
-        buffers = destination.storages.buffers
-        self._shadows = buffers if self._in_place else [torch.zeros_like(buffer) for buffer in buffers]
-        regions = [self._engine.register(buffer) for buffer in self._shadows]
-        self._descriptors = tuple(bytes(region.descriptor) for region in regions)
-        self._extents = extents(destination)
-        self._regions, self._destination, self._checkpoint = list(regions), destination, checkpoint
+        landing = Landing(
+            self._engine, destination, self._live, in_place=self._in_place, given=self._exchange is not None
+        )
+        if self._exchange is not None:
+            self._exchange.give_from(landing)
+        self._landing, self._checkpoint = landing, checkpoint
 
     def _plan(self, begin: messages.Begin) -> None:
         """The part of the plan that writes here, from the store; checked before the first byte."""
@@ -219,21 +233,9 @@ class Receiver:
         cohort = unpack(self._rendezvous.get(f"{self._epoch}/receivers/{self._slot}/cohort", 10.0), CohortInfo)
         assert isinstance(cohort, CohortInfo)
         part = Plan.load(self._rendezvous.get(f"{self._epoch}/receivers/{self._slot}/plan", 10.0))
-        check_part(part, cohort.receivers.index(self._slot), self._extents)
+        assert self._landing is not None
+        check_part(part, cohort.receivers.index(self._slot), self._landing.extents)
         self._part, self._machine.digest = part, cohort.digest
-
-    def _check_live(self) -> None:
-        """Raises PlanError, naming each tensor that no longer lies where it was described."""
-        assert self._destination is not None
-        now = self._destination.parameters if self._live is None else self._live()
-        problems = []
-        for name, layout in self._layouts.items():
-            if name not in now:
-                problems.append(f"{name}: is gone since the plan was made")
-            elif _layout(now[name]) != layout:
-                problems.append(f"{name}: has been replaced, moved or packed since the plan was made")
-        if problems:
-            raise PlanError(problems)
 
     # ---- events ------------------------------------------------------------------------------------------------------
     def _on_message(self, peer: Peer, data: bytes) -> None:
@@ -246,16 +248,21 @@ class Receiver:
 
     def _handle(self, peer: Peer, message: object) -> None:
         machine = self._machine
+        if isinstance(message, messages.BETWEEN_RECEIVERS):
+            if self._exchange is not None:
+                self._exchange.message(peer, message)
+            return
         if machine is None or self._lead is None or peer.incarnation != self._lead.incarnation:
             return
         if isinstance(message, messages.Begin):
             try:
-                self._check_live()
+                assert self._landing is not None
+                self._landing.check_live()
                 self._plan(message)
             except (RailwireError, ValueError) as error:
                 self._reply(messages.Refused(message.attempt, str(error)))
                 return
-            self._check = message.checksum
+            self._check, self._begun = message.checksum, True
             self._do(machine, machine.begin(message))
         elif isinstance(message, messages.Publish):
             self._do(machine, machine.publish(message))
@@ -281,6 +288,9 @@ class Receiver:
                     self._drop(machine, cut)
                 case receiver_machine.Ask(version, attempt):
                     self._ask(machine, version, attempt)
+                case receiver_machine.Fetch() | receiver_machine.Differs():
+                    assert self._exchange is not None
+                    self._exchange.do(machine, action)
         if machine.version is None and self._version is not None:
             with self._changed:
                 self._version = None
@@ -292,65 +302,73 @@ class Receiver:
                 self._engine.send(self._lead, messages.encode(message))  # type: ignore[arg-type]
 
     def _expect(self, machine: ReceiverMachine, attempt: int, arrivals: dict[str, int]) -> None:
-        self._began = time.monotonic()
-        if self._in_place:
-            with self._serving:
-                machine.version = self._version = None
-        if self._on_begin is not None:
-            self._on_begin(machine._coming)
+        if self._exchange is not None:
+            self._exchange.end()
+        self._open(machine, (self._epoch, machine.coming))
         assert self._part is not None
-        total = len(self._part.dst_offsets)
+        part, total = self._part, len(self._part.dst_offsets)
         try:
             if sum(arrivals.values()) != total:
                 raise PlanError(f"the lead announces {sum(arrivals.values())} pages, the plan has {total}")
             writers = {key for key, count in arrivals.items() if count}
-            self._writers = await_peers(self._engine, writers, self._engine.liveness)
-            self._imm = self._engine.new_imm()
-            counter = self._engine.counter(self._imm)
-            counter.reset()
-            self._expectation = counter.expect(total, list(self._writers.values()) or None, self._timeout)
+            imm, expectation = self._count(total, await_peers(self._engine, writers, self._engine.liveness))
         except (RailwireError, ValueError, TimeoutError) as error:
             self._reply(messages.Refused(attempt, str(error)))
             return
-        self._reply(messages.Ready(attempt, self._imm))
+        self._reply(messages.Ready(attempt, imm))
+        landing = self._landing
+        assert landing is not None
 
         def ended(expectation: Expectation) -> None:
             error = expectation.exception()
             if error is None:
                 self._loop.soon(
-                    lambda: self._do(machine, machine.landed(attempt, self._sum() if self._check else None))
+                    lambda: self._do(machine, machine.landed(attempt, landing.checksum(part) if self._check else None))
                 )
             else:
                 self._loop.soon(lambda: self._do(machine, machine.broken(attempt, str(error))))
 
-        self._expectation.add_done_callback(ended)
+        expectation.add_done_callback(ended)
 
-    def _sum(self) -> int:
-        """Checksum of everything that the plan writes here."""
-        part, total = self._part, 0
-        assert part is not None
-        memories = [shadow.cpu().numpy() for shadow in self._shadows]
-        for row in part.batches.tolist():
-            region, run_bytes, runs, stride, first, count = row[4], row[5], row[6], row[8], row[9], row[10]
-            places = part.dst_offsets[first : first + count]
-            total += pages_sum(memories[region], places, runs, run_bytes, stride, region, places)
-        return total % (1 << 64)
+    def _open(self, machine: ReceiverMachine, coming: tuple[int, int]) -> None:
+        """What has landed is about to be overwritten."""
+        assert self._landing is not None
+        self._began, self._coming = time.monotonic(), coming
+        if self._exchange is not None:
+            self._exchange.stop_giving()
+        self._landing.open()
+        if self._in_place:
+            with self._serving:
+                machine.version = self._version = None
+        if self._on_begin is not None:
+            self._on_begin(coming[1])
+
+    def _count(self, total: int, writers: Mapping[str, Peer]) -> tuple[int, Expectation]:
+        """Expects so many pages, at a new immediate."""
+        self._writers = dict(writers)
+        imm = self._engine.new_imm()
+        counter = self._engine.counter(imm)
+        counter.reset()
+        self._expectation = counter.expect(total, list(writers.values()) or None, self._timeout)
+        return imm, self._expectation
+
+    def _seat(self) -> Seat | None:
+        if self._machine is None or self._landing is None:
+            return None
+        return Seat(Place(self._epoch, self._slot), self._machine, self._landing, self._served)
 
     def _apply(self, version: int) -> None:
         with self._serving:
-            if not self._in_place:
-                assert self._destination is not None
-                for live, shadow, pieces in zip(
-                    self._destination.storages.buffers, self._shadows, self._extents, strict=True
-                ):
-                    for begin, end in pieces:
-                        live[begin:end].copy_(shadow[begin:end])
-            self._version = version
+            assert self._landing is not None
+            self._landing.publish()
+            self._version, self._served = version, self._coming
             self.seconds = time.monotonic() - self._began
             if self._on_publish is not None:
                 self._on_publish(version)
         with self._changed:
             self._changed.notify_all()
+        if self._exchange is not None:
+            self._exchange.published()
 
     def _drop(self, machine: ReceiverMachine, cut: tuple[str, ...] | None) -> None:
         """After this nobody of this attempt writes any more."""
@@ -369,6 +387,8 @@ class Receiver:
                     return
                 except RailwireError:
                     pass  # it was lost meanwhile, which is as good
+        if self._exchange is not None:
+            self._exchange.end()
         self._do(machine, machine.dropped())
 
     def _ask(self, machine: ReceiverMachine, version: int, attempt: int) -> None:
@@ -378,58 +398,3 @@ class Receiver:
             log.error("receiver %s: %s: version %d is dropped", self.name, error, version)
             published = False
         self._do(machine, machine.verdict(published))
-
-
-def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def extents(destination: Destination) -> list[list[tuple[int, int]]]:
-    """By region, the bytes that the checkpoint fills, as few intervals as there are."""
-    from railwire.weights.tables import ITEMSIZE
-
-    found: list[list[tuple[int, int]]] = [[] for _ in destination.storages.buffers]
-    for held in destination.table.held:
-        runs = [(held.offset, ITEMSIZE[held.dtype])]
-        for extent, stride in sorted(zip(held.size, held.strides, strict=True), key=lambda pair: pair[1]):
-            if extent == 1:
-                continue
-            if len(runs) == 1 and stride == runs[0][1]:
-                runs = [(runs[0][0], stride * extent)]
-            else:
-                runs = [(begin + i * stride, length) for i in range(extent) for begin, length in runs]
-        found[held.region] += [(begin, begin + length) for begin, length in runs]
-    merged = []
-    for intervals in found:
-        kept: list[tuple[int, int]] = []
-        for begin, end in sorted(set(intervals)):
-            if kept and begin <= kept[-1][1]:
-                kept[-1] = (kept[-1][0], max(end, kept[-1][1]))
-            else:
-                kept.append((begin, end))
-        merged.append(kept)
-    return merged
-
-
-def check_part(part: Plan, number: int, wanted: list[list[tuple[int, int]]]) -> None:
-    """Raises PlanError unless the pages fill exactly the wanted bytes of this receiver, each once."""
-    import numpy as np
-
-    got: list[list[tuple[int, int]]] = [[] for _ in wanted]
-    for row in part.batches.tolist():
-        _, rank, _, _, region, run_bytes, runs, _, stride, first, count = row
-        if rank != number or not 0 <= region < len(wanted):
-            raise PlanError("the plan's part is another receiver's")
-        begin = part.dst_offsets[first : first + count, None] + np.arange(runs) * stride
-        got[region] += [(b, b + run_bytes) for b in begin.reshape(-1).tolist()]
-    for region, intervals in enumerate(got):
-        merged: list[tuple[int, int]] = []
-        for begin, end in sorted(intervals):
-            if merged and begin < merged[-1][1]:
-                raise PlanError(f"the plan writes bytes {begin}.. of region {region} twice")
-            if merged and begin == merged[-1][1]:
-                merged[-1] = (merged[-1][0], end)
-            else:
-                merged.append((begin, end))
-        if merged != wanted[region]:
-            raise PlanError(f"the plan does not fill region {region} as it is wanted")

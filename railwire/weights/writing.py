@@ -94,13 +94,22 @@ class Writer:
     Args:
         source: its tensors.
         staging_bytes: the watermark: converted and gathered tensors together never take more.
+        regions: of the source's storages, where they are registered already.
     """
 
-    def __init__(self, engine: TransferEngine, source: Source, staging_bytes: int, *, checksum: bool = False) -> None:
+    def __init__(
+        self,
+        engine: TransferEngine,
+        source: Source,
+        staging_bytes: int,
+        *,
+        checksum: bool = False,
+        regions: Sequence[MemoryRegion] | None = None,
+    ) -> None:
         self._checksum = checksum
         self._engine = engine
         self._source = source
-        self._regions = [engine.register(buffer) for buffer in source.storages.buffers]
+        self._regions = list(regions) if regions else [engine.register(buffer) for buffer in source.storages.buffers]
         self._addresses = {name: local.data_ptr() for name, local in source.locals.items()}
         self._staging_bytes = staging_bytes
         self._ring = Ring(staging_bytes)
