@@ -1,4 +1,4 @@
-"""Connections of the tcp NIC that are cut under load: nothing is lost, nothing is counted twice."""
+"""Connections of the tcp NIC that break, cut under load or by refusals: nothing is lost, nothing is counted twice."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import subprocess
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
-from railwire import Pages, TransferEngine
+from railwire import Pages, RemoteAccessError, RemoteRegion, TransferEngine
 
 PAGE = 4096
 
@@ -64,3 +65,44 @@ def test_cut_connections_cost_no_transfer(streams: str, rng: np.random.Generator
         time.sleep(0.2)
         assert theirs.counter(7).value == 0
         assert ours.stats()["peers"][0]["links_rebuilt"] > 0
+
+
+@pytest.mark.parametrize(("writer", "seconds"), [("initiator", 4.0), ("acceptor", 1.0)])
+def test_many_refused_writes_are_no_lost_peer(writer: str, seconds: float) -> None:
+    """Each breaks the connection, which is hardly ever up meanwhile: once longer than the liveness time, and more
+    often than a connection that never works is made anew."""
+    liveness = 3.0
+    with (
+        TransferEngine(nics=["tcp://127.0.0.1"], liveness=liveness) as ours,
+        TransferEngine(nics=["tcp://127.0.0.1"], liveness=liveness) as theirs,
+    ):
+        if writer == "initiator":
+            ours.connect(theirs.address)
+        else:
+            theirs.connect(ours.address)
+        began = time.monotonic()
+        while not ours.peers and time.monotonic() - began < 20:
+            time.sleep(0.001)  # the acceptor hears of it a little later
+        source, target = ours.register(np.ones(64, np.uint8)), theirs.allocate(64)
+        counted = theirs.counter(5)
+        message = target.descriptor._message
+        keys = tuple(blob[:8] + bytes([blob[8] ^ 1]) + blob[9:] for blob in message.keys)  # of the rkey
+        unknown = RemoteRegion(msgspec.structs.replace(message, keys=keys))
+        refused, healthy = [], []
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            refused += [ours.write(source, unknown, imm=6) for _ in range(5)]
+            healthy.append(ours.write(source, target.descriptor, imm=5))
+            refused += [ours.write(source, unknown) for _ in range(5)]
+            with pytest.raises(RemoteAccessError):
+                refused[-5].wait(20)
+        for transfer in refused:
+            with pytest.raises(RemoteAccessError):
+                transfer.wait(20)
+        for transfer in healthy:
+            transfer.wait(20)
+        for engine in (ours, theirs):
+            assert [peer.state for peer in engine.peers] == ["connected"]
+        counted.expect(len(healthy), timeout=20).wait()
+        assert counted.value == 0 and theirs.counter(6).value == 0
+        assert target.array.all()

@@ -186,10 +186,9 @@ void Engine::heard_again(PeerLink& link) {
 }
 
 void Engine::rebuild_later(PeerLink& link) {
-  // Something, so that whatever breaks it is not what it carries.
-  const bool carried = link.link && link.link->immediates_completed() + link.link->immediates_landed() > 0;
   const int64_t now = now_ns();
-  if (link.state.ever_up && (carried || now - link.up_since > options_.liveness_ns)) link.rebuild_tries = 0;
+  const bool worked = link.link && link.link->worked();
+  if (link.state.ever_up && (worked || now - link.up_since > options_.liveness_ns)) link.rebuild_tries = 0;
   link.rebuild_after = now + std::min(kFirstRebuild << std::min(link.rebuild_tries++, 10u), kLongestRebuild);
 }
 

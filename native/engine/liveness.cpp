@@ -42,6 +42,7 @@ void Engine::link_down(PeerLink& link, Failure failure, LinkEvent why, bool sile
   Peer& peer = *link.peer;
   const auto keep = peer.shared_from_this();
   const bool resumable = link.nic->info().resumable;
+  peer.last_up = peer.sets[link.set].last_up = now_ns();  // perhaps no tick has seen it up
   const uint32_t actions = move_on(link, why);
   link.reachable = resumable && !silent;
   link.link->close();

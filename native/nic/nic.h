@@ -207,6 +207,9 @@ class Link {
   virtual uint64_t immediates_landed() const { return 0; }
   // How many of our own writes with immediate poll() has handed back with kOk.
   virtual uint64_t immediates_completed() const { return 0; }
+  // A work request of either side has landed here, is back, or was refused: the connection itself is sound, whatever
+  // has broken it.
+  virtual bool worked() const { return immediates_landed() + immediates_completed() > 0; }
 };
 
 class Nic {

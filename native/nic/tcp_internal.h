@@ -121,6 +121,7 @@ class TcpLink final : public Link, public TcpWatched {
   bool shut() const override { return machine_.quiet(); }  // a copy to a GPU may be under way
   uint64_t immediates_landed() const override { return machine_.immediates_landed(); }
   uint64_t immediates_completed() const override { return machine_.immediates_completed(); }
+  bool worked() const override { return machine_.worked(); }
 
   void event(uint32_t events) override;
 

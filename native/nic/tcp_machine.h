@@ -48,6 +48,7 @@ class TcpMachine {
   size_t hand_out(std::span<Completion> out, Link* link);
   uint64_t immediates_landed() const { return immediates_landed_; }
   uint64_t immediates_completed() const { return immediates_completed_; }
+  bool worked() const { return worked_; }  // see Link
   // What is unfinished comes back: the first with this, all others flushed.
   void fail(Status status, int error);
 
@@ -159,6 +160,7 @@ class TcpMachine {
   size_t first_out_ = 0;
   bool answer_turn_ = false;
   bool refusal_made_ = false, refused_read_ = false;
+  bool worked_ = false;
 
   // The peer's.
   uint64_t landed_ = 0, told_ = 0, immediates_landed_ = 0;

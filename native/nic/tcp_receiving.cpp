@@ -122,6 +122,7 @@ bool TcpMachine::begin(const TcpFrame& frame, const std::byte* entries) {
   switch (frame.type) {
     case TcpFrame::kWork:
       fits = check_entries(frame, entries);
+      worked_ |= fits;
       break;
     case TcpFrame::kLanded:
       fits = frame.count == 0 && frame.payload == 0;
@@ -173,6 +174,7 @@ bool TcpMachine::check_entries(const TcpFrame& frame, const std::byte* entries) 
 bool TcpMachine::heard_landed(uint64_t landed) {
   if (landed < heard_ || landed > next_) return false;
   heard_ = landed;
+  worked_ |= landed > 0;
   while (done_ < heard_) {
     const Slot& served = slot(done_);
     if ((served.request.flags & WorkRequest::kRead) && !served.answered) break;
@@ -187,6 +189,7 @@ void TcpMachine::peer_refuses(const TcpFrame& frame) {
       (!of_read && heard_ == posted_)) {
     return garbage();
   }
+  worked_ = true;
   fail_at(of_read ? reads_.front() : heard_, Status::kRemoteAccess, EACCES);
 }
 
