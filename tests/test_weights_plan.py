@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -259,7 +262,7 @@ def test_tables_and_plans_from_elsewhere_are_checked() -> None:
         with pytest.raises(PlanError):
             RankTable.decode(garbage)
     data = compute([table], [table]).encode()
-    for garbage in (b"", b"PK\x03\x04", data[:-40], b"x" * 100):
+    for garbage in (b"", b"PK\x03\x04", data[:6], data[:-40], data[:-1], b"x" * 100):
         with pytest.raises(PlanError):
             Plan.load(garbage)
     plan = compute([table], [table])
@@ -268,6 +271,37 @@ def test_tables_and_plans_from_elsewhere_are_checked() -> None:
     object.__setattr__(forged, "digest", plan.digest)
     with pytest.raises(PlanError, match="digest"):
         Plan.load(forged.encode())
+
+
+def test_plans_are_loaded_by_several_threads_at_once() -> None:
+    """With numpy's own format, CPython 3.11's parser raised SystemError where threads changed in the middle of it."""
+    held = Held("w", (8, 6), "int16", (0, 0), (8, 6), 0, 0, (12, 2))
+    table = RankTable("t", (held,), (96,), {}, {"w": ((8, 6), "int16")})
+    data, errors = compute([table], [table]).encode(), []
+
+    def load() -> None:
+        try:
+            for _ in range(30):
+                Plan.load(data)
+        except BaseException as error:
+            errors.append(error)
+
+    def change_threads(*_: object) -> None:
+        time.sleep(0)
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(change_threads)
+    gc.set_threshold(20)
+    try:
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(change_threads)
+    assert not errors
 
 
 def test_batches_have_the_order_of_their_columns() -> None:

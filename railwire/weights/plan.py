@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,9 @@ from railwire.weights.errors import PlanError
 from railwire.weights.matching import Unit, Variant, match
 from railwire.weights.tables import Ints, RankTable
 
-VERSION = 1
+VERSION = 2
+_MAGIC = b"RWPLAN"
+_MAX_BYTES = 4 << 30  # of a plan that is read
 _MIN_RUN = 32  # bytes; shorter runs by the million are a transposed weight
 _MAX_SHORT_RUNS = 1 << 22
 
@@ -58,6 +58,16 @@ class _Header(msgspec.Struct, array_like=True):
     destinations: tuple[str, ...]
     variants: tuple[Variant, ...]
     units: tuple[Unit, ...]
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    """Arrays as little-endian int64."""
+
+    header: bytes
+    batches: bytes
+    src: bytes
+    dst: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -146,45 +156,43 @@ class Plan:
 
     # ---- files -------------------------------------------------------------------------------------------------------
     def save(self, file: Path | BinaryIO) -> None:
-        """As a numpy archive of plain arrays: reading it runs nothing."""
-        np.savez_compressed(
-            file,
-            header=np.frombuffer(self._header(), dtype=np.uint8),
-            batches=self.batches, src_offsets=self.src_offsets, dst_offsets=self.dst_offsets,
-            digest=np.frombuffer(self.digest, dtype=np.uint8),
-        )  # fmt: skip
+        """Plain numbers, compressed: reading it runs nothing."""
+        if isinstance(file, Path):
+            file.write_bytes(self.encode())
+        else:
+            file.write(self.encode())
 
     def encode(self) -> bytes:
         """:meth:`save`, as bytes."""
-        file = io.BytesIO()
-        self.save(file)
-        return file.getvalue()
+        batches, src, dst = (
+            np.ascontiguousarray(array, dtype="<i8").tobytes()
+            for array in (self.batches, self.src_offsets, self.dst_offsets)
+        )
+        return _MAGIC + zlib.compress(msgspec.msgpack.encode(_Saved(self._header(), batches, src, dst, self.digest)))
 
     @classmethod
     def load(cls, file: Path | BinaryIO | bytes) -> Plan:
         """Raises PlanError for anything that is no plan, or has been changed since it was saved."""
+        # Not numpy's own format: it reads headers with ast, and several threads in CPython 3.11's parser raise
+        # SystemError (gh-106905).
+        data = file if isinstance(file, bytes) else file.read_bytes() if isinstance(file, Path) else file.read()
         try:
-            with np.load(io.BytesIO(file) if isinstance(file, bytes) else file, allow_pickle=False) as found:
-                header = msgspec.msgpack.decode(found["header"].tobytes(), type=_Header)
-                arrays = [found[name] for name in ("batches", "src_offsets", "dst_offsets")]
-                digest = found["digest"].tobytes()
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            msgspec.DecodeError,
-            msgspec.ValidationError,
-        ) as error:
+            if not data.startswith(_MAGIC):
+                raise ValueError("it begins otherwise")
+            inflater = zlib.decompressobj()
+            plain = inflater.decompress(data[len(_MAGIC) :], _MAX_BYTES)
+            if not inflater.eof:
+                raise ValueError(f"it is cut off, or has more than {_MAX_BYTES} bytes")
+            saved = msgspec.msgpack.decode(plain, type=_Saved)
+            header = msgspec.msgpack.decode(saved.header, type=_Header)
+            columns = [np.frombuffer(c, "<i8").astype(np.int64) for c in (saved.batches, saved.src, saved.dst)]
+            arrays = [columns[0].reshape(-1, len(Batch.__struct_fields__)), *columns[1:]]
+        except (ValueError, zlib.error, msgspec.DecodeError, msgspec.ValidationError) as error:
             raise PlanError(f"not a saved plan: {error}") from error
         if header.version != VERSION:
             raise PlanError(f"a plan of version {header.version}; this is version {VERSION}")
-        if any(array.dtype != np.int64 for array in arrays) or arrays[0].ndim != 2 or arrays[0].shape[1] != 11:
-            raise PlanError("not a saved plan: its columns have other types or shapes")
         plan = cls(header.sources, header.destinations, header.variants, header.units, *arrays)
-        if plan.digest != digest:
+        if plan.digest != saved.digest:
             raise PlanError("the plan's digest does not fit its content: it was changed or damaged")
         return plan
 
