@@ -10,6 +10,7 @@ from weights_bed import Bed, Model, World, good, reference_fp8, together
 
 from railwire import TransferEngine
 from railwire.weights.errors import UpdateError
+from railwire.weights.landing import values
 from railwire.weights.plan import Plan
 from railwire.weights.quantize import quantize_into
 from railwire.weights.receiver import Receiver
@@ -65,6 +66,49 @@ def test_a_live_tensor_that_was_replaced_is_named(bed: Bed) -> None:
     model.live["qk"].data = model.live["qk"].t().contiguous().t()  # the same shape, packed otherwise
     for problem in world.update(3):
         assert isinstance(problem, UpdateError) and re.search(r"receiver r\b.*qk: has been replaced", str(problem))
+
+
+def shuffle(model: Model) -> None:
+    """What some engines do to weights after loading, in the same memory."""
+    model.live["qk"].copy_(model.live["qk"].roll(1, 0))
+
+
+@pytest.mark.parametrize("mode", ["staged", "in_place"])
+def test_values_that_were_shuffled_are_named(bed: Bed, mode: str) -> None:
+    world = World(bed, 2)
+    model = Model(bed, "r", mode=mode, watch_values=True)
+    # Where the engine's shuffle has its place.
+    shuffled = Model(bed, "s", mode=mode, watch_values=True, on_publish=lambda version: shuffle(shuffled))
+    world.trainers[0].await_receivers(2)
+    for version in (1, 2):
+        world.step()
+        good(world.update(version))
+        model.check(world.whole)
+    shuffle(model)
+    for problem in world.update(3):
+        assert isinstance(problem, UpdateError)
+        assert re.search(r"receiver r\b.*qk: its values have changed since they were published", str(problem))
+    assert model.receiver.version == 2
+    if mode == "in_place":
+        shuffle(shuffled)  # whose weights are nobody's version since the update that failed
+    model.live["qk"].copy_(model.live["qk"].roll(-1, 0))
+    good(world.update(3))
+    model.check(world.whole)
+
+
+def test_a_sample_of_values_knows_their_order() -> None:
+    for shape, dtype in (
+        ((300, 64), torch.bfloat16),
+        ((7,), torch.float32),
+        ((5, 4, 3), torch.float8_e4m3fn),
+        ((), torch.int8),
+    ):
+        tensor = torch.randn(shape).mul(50).to(dtype)
+        kept = values(tensor)
+        assert values(tensor.clone()) == kept == values(tensor.t().contiguous().t() if tensor.ndim == 2 else tensor)
+        if tensor.ndim:
+            assert values(tensor.flip(0)) != kept
+    assert values(torch.zeros(0, 4)) == 0
 
 
 def test_100_000_runs_are_one_submission(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

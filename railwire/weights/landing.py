@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from railwire.engine import TransferEngine
 
 Extents = list[list[tuple[int, int]]]
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_VALUES = 4096  # elements of a tensor that are looked at
 _WINDOW = 64  # bytes that are looked at in one place
 _WINDOWS = 256  # places in each extent
 
@@ -33,6 +36,7 @@ class Landing:
         now: gives the engine's tensors as they are now; None: they are those of ``destination``.
         in_place: writes land in the weights that are served; else in a copy.
         given: others may be given from here: a sample is kept of what was published.
+        watched: nobody may change the tensors' values between two updates: a sample of each is kept.
 
     Attributes:
         buffers: by region, where writes land.
@@ -46,9 +50,10 @@ class Landing:
         *,
         in_place: bool,
         given: bool = False,
+        watched: bool = False,
     ) -> None:
         self.destination = destination
-        self._in_place, self._given = in_place, given
+        self._in_place, self._given, self._watched = in_place, given, watched
         self._now = now
         self._layouts = {name: _layout(tensor) for name, tensor in destination.parameters.items()}
         self._live = destination.storages.buffers
@@ -58,9 +63,11 @@ class Landing:
         self.extents = extents(destination)
         self._whole = False  # what is served lies here, and nothing else
         self._sample = -1  # of what is served, as it has landed
+        self._values: dict[str, int] = {}  # by tensor, of what is served, as on_publish has left it
 
     def check_live(self) -> None:
-        """Raises PlanError, naming each tensor that no longer lies where it was described."""
+        """Raises PlanError, naming each tensor that no longer lies where it was described, or whose values are not
+        those of the version that is served."""
         now = self.destination.parameters if self._now is None else self._now()
         problems = []
         for name, layout in self._layouts.items():
@@ -68,6 +75,11 @@ class Landing:
                 problems.append(f"{name}: is gone since the plan was made")
             elif _layout(now[name]) != layout:
                 problems.append(f"{name}: has been replaced, moved or packed since the plan was made")
+            elif name in self._values and values(now[name]) != self._values[name]:
+                problems.append(
+                    f"{name}: its values have changed since they were published: shuffled, scaled? What an engine does "
+                    "to weights after loading, on_publish is to do after each update"
+                )
         if problems:
             raise PlanError(problems)
 
@@ -84,6 +96,8 @@ class Landing:
     def open(self) -> None:
         """Writes may land from now on."""
         self._whole = False
+        if self._in_place:
+            self._values = {}  # until it is published
 
     def publish(self) -> None:
         """What has landed is whole: makes it what is served."""
@@ -92,6 +106,13 @@ class Landing:
         self._whole = True
         if self._given:
             self._sample = sample(self.buffers, self.extents)
+
+    def watch(self) -> None:
+        """What is served is as it will be until the next update."""
+        if self._watched:
+            now = self.destination.parameters if self._now is None else self._now()
+            filled = {held.parameter for held in self.destination.table.held}
+            self._values = {name: values(now[name]) for name in filled if name in now}
 
     def holds_published(self) -> bool:
         """Whether what was published last lies here, so that it can be given on. A copy that a failed update has
@@ -177,3 +198,23 @@ def sample(buffers: Sequence[torch.Tensor], wanted: Extents) -> int:
                 piece = piece[at.unsqueeze(1) + torch.arange(_WINDOW, device=piece.device)].flatten()
             crc = zlib.crc32(piece.cpu().numpy().data, crc)
     return crc
+
+
+def values(tensor: torch.Tensor) -> int:
+    """A number that depends on 4096 elements, evenly spread (on all, of smaller tensors), and on their order."""
+    bits = tensor.detach().view(_SAME_SIZE[tensor.element_size()])
+    if not bits.numel():
+        return 0
+    last = bits.numel() - 1
+    at = torch.linspace(0, last, min(bits.numel(), _VALUES), dtype=torch.float64, device=bits.device).long()
+    chosen = bits[torch.unravel_index(at, bits.shape)] if bits.ndim else bits
+    return zlib.crc32(chosen.reshape(-1).contiguous().cpu().numpy().tobytes())
+
+
+def decode_checkpoint(data: bytes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Names, shapes and dtypes, as the lead announces them. Raises PlanError for anything else."""
+    try:
+        names = msgspec.msgpack.decode(data, type=dict[str, tuple[tuple[int, ...], str]])
+        return {name: (shape, getattr(torch, dtype)) for name, (shape, dtype) in names.items()}
+    except (msgspec.DecodeError, msgspec.ValidationError, AttributeError) as error:
+        raise PlanError(f"not a checkpoint's description: {error}") from error
