@@ -313,7 +313,7 @@ void Engine::work_request_done(const Completion& completion, uint32_t nic) {
       return;
     }
     Failure failure = link.failure;  // why the link went down, if it did
-    if (link.up() || failure.reason == Reason::kNone || completion.status == Status::kRemoteAccess) {
+    if (link.up() || failure.reason == Reason::kNone || !resendable(completion.status)) {
       std::string what = std::string(to_string(completion.status)) + " from " + link_name(link);
       if (completion.provider_error) what += ": " + nics_[nic]->describe(completion.provider_error);
       if (const std::string ended = nics_[nic]->failure(); !ended.empty()) what = ended;

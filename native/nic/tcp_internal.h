@@ -135,6 +135,7 @@ class TcpLink final : public Link, public TcpWatched {
   bool has_work() const { return readable_ || has_output(); }
   void read(uint64_t budget);
   void write(uint64_t budget, bool landed_too);
+  void source_gone();
   void look_at_machine();
   void came_up();
   void broke(Status status, int error);

@@ -6,6 +6,7 @@
 // the connection for a moment, so that the peer hears of it.
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,6 +23,12 @@ constexpr uint64_t kPostTurn = 4 << 20;  // sent while posting; the socket is fu
 constexpr size_t kHeldBatch = 32;        // as many at once are followed by more, mostly: they go out together
 constexpr uint64_t kTellAfter = 256;     // work requests that have landed, while more are coming
 constexpr int64_t kLinger = 1'000'000'000;
+
+// What of it lies on its first page: whether that is there, the kernel tells of one page alone.
+iovec on_first_page(const iovec& bytes) {
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return {bytes.iov_base, std::min(bytes.iov_len, page - reinterpret_cast<uintptr_t>(bytes.iov_base) % page)};
+}
 
 }  // namespace
 
@@ -132,9 +139,14 @@ void TcpLink::progress() {
 
 void TcpLink::read(uint64_t budget) {
   iovec places[TcpMachine::kMostPlaces];
+  bool by_page = false;
   while (budget > 0 && readable_ && fd_) {
-    const size_t count = machine_.room(places);
+    size_t count = machine_.room(places);
     if (count == 0) break;
+    if (by_page) [[unlikely]] {
+      places[0] = on_first_page(places[0]);
+      count = 1;
+    }
     size_t room = 0;
     for (size_t i = 0; i < count; ++i) room += places[i].iov_len;
     const ssize_t got = ::readv(fd_.get(), places, static_cast<int>(count));
@@ -144,6 +156,15 @@ void TcpLink::read(uint64_t budget) {
       readable_ = false;
       break;
     }
+    if (got < 0 && errno == EFAULT) {
+      if (by_page) {
+        machine_.room_gone();
+        look_at_machine();
+      }
+      by_page = !by_page;
+      continue;
+    }
+    by_page = false;
     if (got <= 0) {
       const int error = got < 0 ? errno : error_ ? error_ : ECONNRESET;
       return broke(Status::kUnreachable, error);
@@ -160,6 +181,7 @@ void TcpLink::read(uint64_t budget) {
 }
 
 void TcpLink::write(uint64_t budget, bool landed_too) {
+  bool by_page = false;
   while (budget > 0 && fd_) {
     if (hello_left_ > 0) {
       const TcpHello hello{.kind = TcpHello::kLink, .to = remote_, .from = token_};
@@ -176,20 +198,29 @@ void TcpLink::write(uint64_t budget, bool landed_too) {
       }
       return broke(Status::kUnreachable, errno);
     }
-    const std::span<iovec> parts = machine_.output(landed_too);
+    std::span<iovec> parts = machine_.output(landed_too);
     look_at_machine();
     if (parts.empty()) return;
+    iovec first;
+    if (by_page) [[unlikely]] {
+      first = on_first_page(parts[0]);
+      parts = {&first, 1};
+    }
     msghdr header{};
     header.msg_iov = parts.data();
     header.msg_iovlen = parts.size();
-    size_t wanted = 0;
-    for (const iovec& part : parts) wanted += part.iov_len;
     const ssize_t sent = sendmsg(fd_.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
       writable_ = false;
       return;
     }
+    if (sent < 0 && errno == EFAULT) {
+      if (by_page) return source_gone();
+      by_page = true;
+      continue;
+    }
+    by_page = false;
     if (sent < 0) {
       // What the peer had said before may tell why: it is read first.
       error_ = errno;
@@ -202,6 +233,15 @@ void TcpLink::write(uint64_t budget, bool landed_too) {
     look_at_machine();
     budget -= std::min<uint64_t>(budget, static_cast<uint64_t>(sent));
   }
+}
+
+// The others go on over a new link; there, a peer that reads what is gone is refused.
+void TcpLink::source_gone() {
+  if (const auto rkey = machine_.output_gone()) {
+    nic_.regions_.doubt(*rkey);
+    return broke(Status::kUnreachable, EFAULT);
+  }
+  look_at_machine();
 }
 
 // It may have found what ends the link.

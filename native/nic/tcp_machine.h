@@ -18,6 +18,7 @@
 #include <atomic>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -85,6 +86,13 @@ class TcpMachine {
   uint64_t last_copy() const { return last_copy_; }
   // No copy of this link is under way.
   bool quiet() const { return !gpu_ || last_copy_ <= gpu_->copied() || gpu_->failed(); }
+
+  // ---- memory that is not there any more: unmapped, or of a file that was cut --------------------------------------
+  // The first byte of output() cannot be read. A work request of ours fails, and the link with it: its bytes are
+  // promised. Of an answer to the peer's read, the key that it reads by is returned, and the link is to be broken.
+  std::optional<uint64_t> output_gone();
+  // The first byte of room() cannot be written: what it belongs to is refused, or fails.
+  void room_gone();
 
  private:
   static constexpr size_t kHeader = sizeof(TcpFrame) + kTcpMostEntries * sizeof(TcpEntry);
@@ -158,6 +166,8 @@ class TcpMachine {
   std::vector<std::byte> head_;
   std::vector<iovec> out_;
   size_t first_out_ = 0;
+  uint64_t frame_first_ = 0;           // the work request of its first entry
+  std::optional<uint64_t> answering_;  // by this key, if it answers a read
   bool answer_turn_ = false;
   bool refusal_made_ = false, refused_read_ = false;
   bool worked_ = false;

@@ -120,6 +120,7 @@ void TcpNic::await_gpu(uint64_t copy) {
 std::string TcpNic::describe(int32_t provider_error) const {
   if (provider_error == 0) return "no error";
   if (provider_error == EREMOTEIO && gpu_.failed()) return gpu_.failure();
+  if (provider_error == EFAULT) return "the memory is not there any more: unmapped, or of a file that was cut";
   if (provider_error == EPROTO) return "the peer sent what is no frame of Railwire's";
   return std::strerror(provider_error);
 }

@@ -193,6 +193,16 @@ void TcpMachine::peer_refuses(const TcpFrame& frame) {
   fail_at(of_read ? reads_.front() : heard_, Status::kRemoteAccess, EACCES);
 }
 
+void TcpMachine::room_gone() {
+  if (frame_.type == TcpFrame::kReadData) {
+    worked_ = true;
+    fail_at(reads_.front(), Status::kLocal, EFAULT);
+  } else {
+    refused_at_ = piece_;
+    refuse(false);
+  }
+}
+
 // Bytes of the payload: out of the buffer, or (`from` null) they lie at their destination already.
 void TcpMachine::take(size_t bytes, const std::byte* from, std::vector<uint32_t>& immediates) {
   if (frame_.type == TcpFrame::kReadData) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace railwire {
 
@@ -17,7 +18,15 @@ class TcpRegions {
   };
 
   bool add(uint64_t rkey, const Region& region) { return regions_.emplace(rkey, region).second; }
-  void remove(uint64_t rkey) { regions_.erase(rkey); }
+  void remove(uint64_t rkey) {
+    regions_.erase(rkey);
+    doubtful_.erase(rkey);
+  }
+  // Some of its memory was not there: it is looked at before bytes of it are promised.
+  void doubt(uint64_t rkey) {
+    if (regions_.contains(rkey)) doubtful_.insert(rkey);
+  }
+  bool doubtful(uint64_t rkey) const { return !doubtful_.empty() && doubtful_.contains(rkey); }
 
   // Where the bytes lie that a peer names; null: it may not. A null of its own for no bytes: `*allowed` tells.
   std::byte* find(uint64_t rkey, uint64_t offset, uint64_t length, bool write, bool* allowed,
@@ -34,6 +43,7 @@ class TcpRegions {
 
  private:
   std::unordered_map<uint64_t, Region> regions_;
+  std::unordered_set<uint64_t> doubtful_;
 };
 
 }  // namespace railwire

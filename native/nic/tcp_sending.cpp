@@ -1,10 +1,37 @@
 // The sending side of a tcp link: our work requests, the answers to the peer's reads, and what has landed here.
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstring>
 
 #include "nic/tcp_machine.h"
 
 namespace railwire {
+namespace {
+
+// Whether all of it can be read. By the kernel, which is not killed by what is gone.
+bool readable(const std::byte* bytes, size_t length) {
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  std::array<char, 64> taken;  // a byte of each page
+  std::array<iovec, taken.size()> pages;
+  auto at = reinterpret_cast<uintptr_t>(bytes);
+  const uintptr_t end = at + length;
+  while (at < end) {
+    size_t count = 0;
+    for (; count < pages.size() && at < end; ++count) {
+      pages[count] = {reinterpret_cast<void*>(at), 1};
+      at = (at / page + 1) * page;
+    }
+    const iovec here{taken.data(), count};
+    if (process_vm_readv(getpid(), &here, 1, pages.data(), count, 0) != static_cast<ssize_t>(count)) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 TcpMachine::TcpMachine(const TcpRegions& regions, uint32_t depth, TcpGpu* gpu)
     : regions_(regions), depth_(depth), slots_(kFewestSlots), buffer_(new std::byte[kBuffer]), gpu_(gpu) {
@@ -112,7 +139,30 @@ void TcpMachine::sent(size_t bytes) {
   if (refusal_made_) fail(Status::kFlushed, 0);
 }
 
+std::optional<uint64_t> TcpMachine::output_gone() {
+  if (answering_) return answering_;
+  worked_ = true;  // which ends a work request, whatever has come of the link otherwise
+  uint64_t left = 0;
+  for (size_t i = std::max<size_t>(first_out_, 1); i < out_.size(); ++i) left += out_[i].iov_len;
+  TcpFrame frame;
+  std::memcpy(&frame, head_.data(), sizeof frame);
+  uint64_t at = frame.payload - left;
+  for (size_t i = 0; i < frame.count; ++i) {
+    TcpEntry entry;
+    std::memcpy(&entry, head_.data() + sizeof frame + i * sizeof entry, sizeof entry);
+    if (entry.flags == TcpEntry::kRead) continue;
+    if (at < entry.length) {
+      fail_at(frame_first_ + i, Status::kLocal, EFAULT);
+      return std::nullopt;
+    }
+    at -= entry.length;
+  }
+  fail(Status::kOther, EFAULT);
+  return std::nullopt;
+}
+
 void TcpMachine::begin_frame(size_t entries) {
+  answering_.reset();
   out_.clear();
   first_out_ = 0;
   head_.resize(sizeof(TcpFrame) + entries * sizeof(TcpEntry));
@@ -144,6 +194,7 @@ bool TcpMachine::make_work() {
   if (next_ == posted_) return false;
   if (stage_next_ < posted_) stage();
   begin_frame(std::min<uint64_t>(posted_ - next_, kTcpMostEntries));
+  frame_first_ = next_;
   TcpFrame frame{.type = TcpFrame::kWork};
   std::byte* at = head_.data() + sizeof frame;
   while (next_ < posted_ && frame.count < kTcpMostEntries) {
@@ -198,7 +249,7 @@ bool TcpMachine::make_answer() {
   bool allowed = false, gpu = false;
   auto length = static_cast<uint32_t>(std::min<uint64_t>(answer.left, kTcpLongestFrame));
   std::byte* bytes = regions_.find(answer.rkey, answer.offset, length, false, &allowed, &gpu);
-  if (!allowed) {  // not any more
+  if (!allowed || (!gpu && regions_.doubtful(answer.rkey) && !readable(bytes, length))) {  // not any more
     refuse(true);
     return false;
   }
@@ -208,6 +259,7 @@ bool TcpMachine::make_answer() {
     if (length == 0) return false;  // not yet
   }
   begin_frame(0);
+  answering_ = answer.rkey;
   if (gpu && length > 0) {
     add_staged(*answers_out_, length);
     answer.staged -= length;
