@@ -5,4 +5,7 @@
 set -euo pipefail
 python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 [ -x "$python" ] || python=python3
+# The vendors' baselines are measured from here, also where railwire was installed from a wheel.
+bench=$(cd "$(dirname "$0")/.." && pwd)/bench
+[ ! -d "$bench" ] || export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$bench
 exec "$python" -m railwire.bench.first_day "$@"

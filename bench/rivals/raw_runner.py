@@ -60,6 +60,8 @@ def provider_of(nic: str) -> tuple[str, str, str]:
 class RawRunner(Runner):
     def __init__(self, config: RunnerConfig, buffer: Bytes) -> None:
         super().__init__(config, buffer)
+        if not config.option("tool"):
+            raise ImportError("the bare loop was not built")  # said as of any contender that is not there
         self._lib = ctypes.CDLL(config.option("tool"))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._lib, name)

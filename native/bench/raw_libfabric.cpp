@@ -1,7 +1,7 @@
 // The yardstick of `railwire bench --against raw`: the shortest loop over libfabric that does the same work.
 //
 // One endpoint, one completion queue, no engine: writes with CQ data, a window of them, and a count of what arrived.
-// Built as a plain shared library with a C interface, loaded by railwire/bench/raw_runner.py with ctypes, so that it
+// Built as a plain shared library with a C interface, loaded by bench/rivals/raw_runner.py with ctypes, so that it
 // runs in the same kind of process, on the same buffers, as every other contender. The loops below never return to
 // Python. libfabric itself is opened with dlopen, from the path that the runner names.
 #include <dlfcn.h>

@@ -22,6 +22,7 @@ import numpy as np
 
 from railwire import __version__
 from railwire.bench.contender import Setting
+from railwire.bench.contenders import CONTENDERS, WHERE_RIVALS_ARE
 from railwire.bench.first_day_agent import doctor, facts, payload
 from railwire.bench.first_day_meeting import BACK, IMM, LIVENESS, AgentServer, Far, Meeting, Row
 from railwire.bench.measure import Plan, run_plan
@@ -250,6 +251,8 @@ class Day:
         name = _BASELINES.get(kind_of(self.row.nics[0]))
         if name is None:
             raise NotRun("there is none for this kind of NIC")
+        if name not in CONTENDERS:
+            raise NotRun(f"{name} {WHERE_RIVALS_ARE}")
         return self.measure(("railwire", name))
 
 

@@ -32,6 +32,18 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
+def built_tool(name: str) -> Path | None:
+    """A library of C loops that was built with the package (``native/bench``)."""
+    directories = [PACKAGE]
+    native = sys.modules.get("railwire._native")
+    if native is not None and native.__file__:
+        directories.append(Path(native.__file__).parent)  # an editable install keeps what was built elsewhere
+    for directory in directories:
+        if (directory / "bench" / name).exists():
+            return directory / "bench" / name
+    return None
+
+
 class RunnerError(Exception):
     """A measured process failed or fell silent; the message carries the end of what it printed."""
 

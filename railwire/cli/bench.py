@@ -80,7 +80,10 @@ def p2p(
     pattern: Annotated[str, typer.Option(help=f"Order of the pages: {' or '.join(PATTERNS)}.")] = "random",
     window: Annotated[int | None, typer.Option(help="Submissions in flight at most.")] = None,
     against: Annotated[
-        str, typer.Option(help="Also measure these: plain, raw, raw-landed, perftest, fi_rma_bw, nixl, mooncake.")
+        str,
+        typer.Option(
+            help="Also measure plain; from a checkout also raw, raw-landed, perftest, fi_rma_bw, nixl, mooncake."
+        ),
     ] = "",
     listen: Annotated[
         str | None,
