@@ -424,6 +424,7 @@ void Engine::look_at(Peer& peer, int64_t when) {
 
 int64_t Engine::next_look_at(const Peer& peer, int64_t now) const {
   const int64_t ping_every = options_.liveness_ns / kPingsPerLiveness;
+  const int64_t grid = std::max<int64_t>(1, ping_every / kPingShares);
   int64_t next = now + ping_every;
   const bool busy = !peer.unacked.empty() || peer.death_seen || !peer.closers.empty() || peer.ended() ||
                     peer.close_requested || !peer.incoming_revokes.empty() || peer.ack_due;
@@ -431,7 +432,11 @@ int64_t Engine::next_look_at(const Peer& peer, int64_t now) const {
   if (peer.ended() && !peer.fence_told) next = now;  // soon
   if (peer.pid > 0 && peer.pid_fd < 0) next = std::min(next, now + kLookAtNumber);
   for (const auto& link : peer.links) {
-    if (link->reachable || link->state.resumable) next = std::min(next, link->last_ping + ping_every);
+    if (link->reachable || link->state.resumable) {
+      // On a grid of few moments: many idle peers are asked in one turn, not each by waking for it.
+      const int64_t ping = link->last_ping + ping_every;
+      next = std::min(next, (ping / grid + 1) * grid);
+    }
     if (!link->up() && link->reachable && peer.connected()) next = std::min(next, now + 10 * kMillisecond);
     if (link->state.phase == LinkPhase::kClosing) next = now;  // soon
     if (link->first_send_error) next = std::min(next, now + 50 * kMillisecond);

@@ -178,6 +178,9 @@ void Engine::message_arrived(uint32_t nic, std::span<const std::byte> data) {
       link->last_heard = now_ns();
       link->first_send_error = 0;
       link->send_errors = 0;
+      // Who is heard need not be asked. One side does the asking: the other's turn comes half a period later.
+      const int64_t answered = peer->initiator ? 0 : options_.liveness_ns / kPingsPerLiveness / 2;
+      link->last_ping = std::max(link->last_ping, link->last_heard + answered);
       heard_again(*link);
     }
   }

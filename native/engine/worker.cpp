@@ -20,7 +20,9 @@ namespace {
 
 constexpr int64_t kMicrosecond = 1'000;
 constexpr int64_t kMillisecond = 1'000'000;
-constexpr int64_t kWorkerSpin = 50 * kMicrosecond;   // after the last event, before the worker sleeps
+constexpr int64_t kWorkerSpin = 50 * kMicrosecond;  // after the last event, before the worker sleeps
+constexpr int64_t kLoneSpin = 5 * kMicrosecond;     // the same after a single event out of a long sleep, as pings are
+constexpr int64_t kLongSleep = 2 * kMillisecond;
 constexpr int64_t kParkHold = 200 * kMicrosecond;    // how long the worker leaves the field to threads that wait
 constexpr int64_t kLongestHold = 2 * kMillisecond;   // the same while they come again and again
 constexpr int64_t kDeepAfter = 10 * kMillisecond;    // a thread that has waited this long in one go ...
@@ -201,6 +203,8 @@ void Engine::worker_main() {
   uint32_t submissions = 0;
   bool parked = false;
   bool napping = false;  // the last sleep ended by itself
+  int64_t spin = kWorkerSpin;
+  bool more_than_one = false;  // thing has come since the last sleep
   while (!stop_worker_.load(std::memory_order_acquire)) {
     std::unique_lock lock(drive_, std::defer_lock);
     if (!options_.spin) {
@@ -234,7 +238,7 @@ void Engine::worker_main() {
     }
     const int64_t now = now_ns();
     bool busy = false;
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < (spin == kLoneSpin ? 2 : 16); ++i) {
       busy |= drive(now);
       if (napping || inline_waiters_.load(std::memory_order_relaxed) > 0) break;
     }
@@ -242,11 +246,17 @@ void Engine::worker_main() {
     tell_sleeper();
     if (options_.spin) continue;
     if (busy) {
+      if (more_than_one) spin = kWorkerSpin;
+      more_than_one = true;
       last_busy = now_ns();
-    } else if (now - last_busy > kWorkerSpin) {
+    } else if (now - last_busy > spin) {
       // Woken by a NIC, it spins again even if nothing has ended: a long write is coming in piece by piece.
+      const int64_t begin = now_ns();
       napping = !sleep_as_driver(lock, true, last_busy, kNever);
-      if (!napping) last_busy = now_ns();
+      const int64_t end = now_ns();
+      spin = end - begin > kLongSleep ? kLoneSpin : kWorkerSpin;
+      more_than_one = false;
+      if (!napping) last_busy = end;
     } else {
       lock.unlock();
       cpu_relax();

@@ -11,6 +11,7 @@ namespace {
 constexpr uint32_t kPollsPerLook = 128;        // at the sockets, while nobody sleeps
 constexpr size_t kAlwaysHot = 16;              // rings, however silent
 constexpr uint32_t kCoolAfter = 4096;          // polls that brought nothing
+constexpr uint32_t kPollsPerSleep = 1024;      // what a sleep counts as
 constexpr uint64_t kLandAtOnce = 128 << 10;    // bytes of one link's short writes, before the next link's turn
 constexpr uint64_t kCopyPerTurn = 256 << 10;   // the same of its long ones
 constexpr uint64_t kCopyPerPoll = 1ull << 20;  // while nothing has ended
@@ -221,11 +222,15 @@ bool HostNic::arm() {
   std::lock_guard lock(mutex_);
   if (!nothing_to_do()) return false;
   for (HostLink* link : hot_links_) {
+    link->idle_polls_ += kPollsPerSleep;
     if (!link->up_) continue;
     link->in_.header().consumer_asleep.store(1, std::memory_order_relaxed);
     if (link->first_ != link->end_) link->out_.header().producer_asleep.store(1, std::memory_order_relaxed);
   }
-  for (Caller* caller : hot_callers_) caller->messages.header().consumer_asleep.store(1, std::memory_order_relaxed);
+  for (Caller* caller : hot_callers_) {
+    caller->idle_polls += kPollsPerSleep;
+    caller->messages.header().consumer_asleep.store(1, std::memory_order_relaxed);
+  }
   for (const auto& [event, peer] : peer_events_) {
     if (peer->wants_room && !peer->dead) {
       peer->wants_room = false;
