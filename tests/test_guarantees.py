@@ -274,6 +274,8 @@ def test_5_connect_ends(world: World) -> None:
 @pytest.mark.parametrize("fence", ["revoke", "close"])
 def test_6_a_frozen_writer_is_cut_off(world: World, fence: str) -> None:
     world.pair()
+    while not (writers := world.far.peers):  # it hears a little later that it is connected
+        time.sleep(0.001)
     world.fabric.hold()
     transfer = world.near.write(world.source, world.remote)
     world.fabric.freeze("near0")
@@ -282,7 +284,8 @@ def test_6_a_frozen_writer_is_cut_off(world: World, fence: str) -> None:
     if fence == "revoke":
         world.target.revoke()
     else:
-        world.far.peers[0].close()
+        (writer,) = writers
+        writer.close()
     assert time.monotonic() - begin < 3 * LIVENESS
     world.target.array[:] = 0
     world.fabric.thaw("near0")
