@@ -51,11 +51,16 @@ struct VerbsApi {
   decltype(&ibv_get_async_event) get_async_event = nullptr;
   decltype(&ibv_ack_async_event) ack_async_event = nullptr;
   decltype(&ibv_wc_status_str) wc_status_str = nullptr;
-  std::string path;  // the file behind it
+  decltype(&ibv_fork_init) fork_init = nullptr;
+  ibv_fork_status (*is_fork_initialized)() = nullptr;  // optional: since rdma-core 35
+  std::string path;                                    // the file behind it
 };
 
 // Opens the library at the first call. Throws NicError with what was tried.
 const VerbsApi& verbs_api();
+// Before anything is registered: where the kernel does not copy pinned pages at a fork (before 5.12), a fork would move
+// what a device writes to out of our sight. libibverbs then keeps registered pages out of the child.
+void protect_from_forks(const VerbsApi& api);
 // For tests: from now on this instead of a library. nullptr: the library again.
 void set_verbs_api(const VerbsApi* api);
 

@@ -124,7 +124,13 @@ std::string gid_type(const std::string& device, uint32_t port, uint32_t gid) {
 
 // Index of the best GID, or -1.
 int choose_gid(ibv_context* context, const std::string& device, uint8_t port, const ibv_port_attr& attributes) {
-  if (attributes.link_layer != IBV_LINK_LAYER_ETHERNET) return attributes.gid_tbl_len > 0 ? 0 : -1;
+  if (attributes.link_layer != IBV_LINK_LAYER_ETHERNET) {
+    // The second is the one with a forwardable LID, where routers join subnets.
+    ibv_gid gid{};
+    const bool routed =
+        attributes.gid_tbl_len > 1 && verbs_api().query_gid(context, port, 1, &gid) == 0 && flid_of(gid);
+    return attributes.gid_tbl_len > 0 ? (routed ? 1 : 0) : -1;
+  }
   int best = -1, best_rank = 0;
   for (int i = 0; i < attributes.gid_tbl_len; ++i) {
     ibv_gid gid{};
@@ -158,6 +164,15 @@ std::string bring_up(const std::string& device, uint32_t port, bool ethernet) {
 }
 
 }  // namespace
+
+bool imports_dmabufs(ibv_pd* pd) {
+  if (!verbs_api().reg_dmabuf_mr) return false;
+  const MrOwner mr(verbs_api().reg_dmabuf_mr(pd, 0, 0, 0, -1, 0));
+  return mr != nullptr || (errno != EOPNOTSUPP && errno != EPROTONOSUPPORT && errno != ENOSYS);
+}
+
+uint16_t subnet_of(const ibv_gid& gid) { return static_cast<uint16_t>(gid.raw[6] << 8 | gid.raw[7]); }
+uint16_t flid_of(const ibv_gid& gid) { return static_cast<uint16_t>(gid.raw[4] << 8 | gid.raw[5]); }
 
 uint32_t mtu_bytes(ibv_mtu mtu) {
   return mtu >= IBV_MTU_256 && mtu <= IBV_MTU_4096 ? 128u << static_cast<int>(mtu) : 256;
@@ -205,6 +220,7 @@ VerbsSpec parse_verbs_spec(const std::string& text, const std::map<std::string, 
     read("retry_count", spec.retry_count, 0, 7);
     read("rnr_retry", spec.rnr_retry, 0, 7);
     read("link_depth", spec.link_depth, 1, 65536);
+    read("qps", spec.qps, 1, 16);
     read("recv_depth", spec.recv_depth, 64, 65536);
     read("max_inline", spec.max_inline, 0, 1024);
     if (name == "relaxed_ordering") {
@@ -310,8 +326,9 @@ VerbsProbe verbs_probe() {
       VerbsDevice found;
       found.name = api.get_device_name(devices.list[i]);
       found.hardware = access((kRoot + found.name + "/device").c_str(), F_OK) == 0;
-      found.dmabuf = api.reg_dmabuf_mr != nullptr && found.hardware;
       const ContextOwner context(api.open_device(devices.list[i]));
+      const PdOwner pd(context ? api.alloc_pd(context.get()) : nullptr);
+      found.dmabuf = pd && imports_dmabufs(pd.get());
       ibv_device_attr attributes{};
       if (!context) {
         found.error = "cannot be opened: " + errno_text(errno) + "; /dev/infiniband/uverbs* needs read and write";

@@ -24,13 +24,17 @@ struct VerbsSpec {
   uint32_t timeout = 16;       // 4.096 us * 2^16 = 0.27 s; with 7 retries a dead path is known after about 2 s
   uint32_t retry_count = 7;    // of lost packets
   uint32_t rnr_retry = 7;      // 7: for as long as the receiver has no room; the engine's stall limit ends it
-  uint32_t link_depth = 128;   // WRs
+  uint32_t link_depth = 0;     // WRs; 0: kHardwareDepth, or kSoftDepth on a device without hardware
+  uint32_t qps = 0;            // links between two NICs; 0: kHardwareQps, or one without hardware
   uint32_t recv_depth = 4096;  // immediates that may arrive before we look
   uint32_t max_inline = 64;    // bytes that travel in the WR itself
   bool relaxed_ordering = true;
 
   std::string prefix() const { return "NIC " + text + ": "; }
 };
+// 400 Gb/s are 12 pages of 4 KiB a microsecond: a round trip of 20 us holds 256. Two queue pairs are two flows, for the
+// ports of a bond and the paths of the network.
+inline constexpr uint32_t kHardwareDepth = 256, kSoftDepth = 128, kHardwareQps = 2;
 VerbsSpec parse_verbs_spec(const std::string& text, const std::map<std::string, std::string>& options);
 
 // A device that has been opened, with the port that is used.
@@ -52,6 +56,14 @@ VerbsPortChoice open_verbs_port(const VerbsSpec& spec);
 
 uint32_t mtu_bytes(ibv_mtu mtu);
 ibv_mtu mtu_code(uint32_t bytes);  // bytes: 256, 512, ..., 4096
+
+// Whether the device's driver, and the kernel (5.12), import dma-bufs. Asked with a descriptor that is none.
+bool imports_dmabufs(ibv_pd* pd);
+
+// Of an InfiniBand GID (10 bits fixed, 22 bits zero, FLID, subnet, EUI), as NCCL reads it: which subnet it is in, and
+// the LID by which routers forward to it; 0: there is none.
+uint16_t subnet_of(const ibv_gid& gid);
+uint16_t flid_of(const ibv_gid& gid);
 
 // Words for an errno of ibv_reg_mr() and its kin: too small a memlock limit is by far the most common cause.
 std::string registration_problem(int error, uint64_t bytes);

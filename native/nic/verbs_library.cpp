@@ -77,6 +77,8 @@ void open_library(Loader& state) {
   find("ibv_get_async_event", api.get_async_event);
   find("ibv_ack_async_event", api.ack_async_event);
   find("ibv_wc_status_str", api.wc_status_str);
+  find("ibv_fork_init", api.fork_init);
+  find("ibv_is_fork_initialized", api.is_fork_initialized, true);
   if (!missing.empty()) {
     state.error = path + " is no libibverbs that Railwire can use: it has no " + missing +
                   "; rdma-core 17 or newer is needed (RAILWIRE_LIBIBVERBS names another file)";
@@ -85,6 +87,7 @@ void open_library(Loader& state) {
   }
   Dl_info where;
   api.path = dladdr(reinterpret_cast<void*>(api.open_device), &where) && where.dli_fname ? where.dli_fname : path;
+  protect_from_forks(api);
   state.open.store(&api, std::memory_order_release);
 }
 
@@ -120,6 +123,11 @@ const char* status_name(int status) {
 }
 
 }  // namespace
+
+void protect_from_forks(const VerbsApi& api) {
+  const bool unneeded = api.is_fork_initialized && api.is_fork_initialized() == IBV_FORK_UNNEEDED;
+  if (!unneeded && api.fork_init) api.fork_init();
+}
 
 const VerbsApi& verbs_api() {
   Loader& state = loader();

@@ -83,8 +83,9 @@ VerbsNic::VerbsNic(VerbsSpec spec, const std::map<std::string, std::string>&)
   info_.datagrams = true;
   info_.max_write_bytes = std::min<uint64_t>(
       port_.port_attributes.max_msg_sz ? port_.port_attributes.max_msg_sz : kLongestWrite, kLongestWrite);
-  info_.link_depth =
-      std::min(spec_.link_depth, static_cast<uint32_t>(std::max(port_.device_attributes.max_qp_wr, 2)) - 1);
+  const uint32_t depth = spec_.link_depth ? spec_.link_depth : port_.hardware ? kHardwareDepth : kSoftDepth;
+  info_.link_depth = std::min(depth, static_cast<uint32_t>(std::max(port_.device_attributes.max_qp_wr, 2)) - 1);
+  info_.links_per_pair = spec_.qps ? spec_.qps : port_.hardware ? kHardwareQps : 1;
   info_.link_gbps = port_.link_gbps;
   open_queues();
   open_messages();
@@ -106,6 +107,7 @@ void VerbsNic::open_queues() {
   const VerbsApi& api = verbs_api();
   pd_.reset(api.alloc_pd(port_.context.get()));
   if (!pd_) throw NicError(prefix() + "allocating a protection domain on " + port_.device + ": " + errno_text(errno));
+  imports_dmabufs_ = imports_dmabufs(pd_.get());
   channel_.reset(api.create_comp_channel(port_.context.get()));
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   if (!channel_ || epoll_fd_ < 0 || !never_blocks(channel_->fd) || !never_blocks(port_.context->async_fd)) {
@@ -178,9 +180,10 @@ ibv_ah_attr VerbsNic::path_to(const VerbsAddress& remote) const {
   path.port_num = port_.port;
   path.dlid = remote.lid;
   path.sl = static_cast<uint8_t>(spec_.service_level);
-  // InfiniBand needs the global header only between subnets.
-  const bool other_subnet = remote.gid.global.subnet_prefix != port_.gid.global.subnet_prefix;
-  if (port_.ethernet || other_subnet || spec_.gid_index) {
+  // InfiniBand needs the global header only between subnets, and where the port says so (virtual functions).
+  const bool other_subnet = !port_.ethernet && subnet_of(remote.gid) != subnet_of(port_.gid);
+  if (const uint16_t routed = flid_of(remote.gid); other_subnet && routed != 0) path.dlid = routed;
+  if (port_.ethernet || other_subnet || spec_.gid_index || (port_.port_attributes.flags & IBV_QPF_GRH_REQUIRED)) {
     path.is_global = 1;
     path.grh.dgid = remote.gid;
     path.grh.sgid_index = static_cast<uint8_t>(port_.gid_index);
@@ -212,28 +215,35 @@ Registration VerbsNic::register_memory(const MemorySpec& memory) {
   const auto address = reinterpret_cast<uint64_t>(memory.address);
   auto made = std::make_unique<VerbsMemory>();
   made->host = !device_memory;
+  // Data may overtake data on the way through PCIe, which is much faster on some hosts; the completion overtakes
+  // nothing, and the memory is not looked at before. Optional by definition: devices that lack it ignore it.
+  const int relaxed = spec_.relaxed_ordering ? static_cast<int>(IBV_ACCESS_RELAXED_ORDERING) : 0;
+  std::string by_dmabuf;  // why not
   if (memory.dmabuf_fd >= 0) {
-    if (!api.reg_dmabuf_mr) {
-      throw NicError(prefix() + "registering a dma-buf needs rdma-core 34 or newer; this is " + api.path);
+    if (imports_dmabufs_) {
+      for (const int more : {relaxed, 0}) {
+        if (!made->mr) {
+          made->mr.reset(api.reg_dmabuf_mr(pd_.get(), memory.dmabuf_offset, memory.length, address, memory.dmabuf_fd,
+                                           access | more));
+        }
+      }
+      if (!made->mr) by_dmabuf = registration_problem(errno, memory.length);
+    } else {
+      by_dmabuf = "the driver of " + port_.device + ", the kernel (5.12) or rdma-core (34) does not know dma-buf";
     }
-    made->mr.reset(
-        api.reg_dmabuf_mr(pd_.get(), memory.dmabuf_offset, memory.length, address, memory.dmabuf_fd, access));
-  } else {
-    // Data may overtake data on the way through PCIe, which is much faster on some hosts; the completion overtakes
-    // nothing, and the memory is not looked at before. Optional by definition: devices that lack it ignore it.
-    if (spec_.relaxed_ordering && api.reg_mr_iova2) {
-      made->mr.reset(api.reg_mr_iova2(pd_.get(), memory.address, memory.length, address,
-                                      static_cast<unsigned>(access) | IBV_ACCESS_RELAXED_ORDERING));
-    }
-    if (!made->mr) made->mr.reset(api.reg_mr(pd_.get(), memory.address, memory.length, access));
   }
+  // Also where a dma-buf could be exported but not imported: nvidia_peermem takes the address.
+  if (!made->mr && relaxed && api.reg_mr_iova2) {
+    made->mr.reset(
+        api.reg_mr_iova2(pd_.get(), memory.address, memory.length, address, static_cast<unsigned>(access | relaxed)));
+  }
+  if (!made->mr) made->mr.reset(api.reg_mr(pd_.get(), memory.address, memory.length, access));
   if (!made->mr) {
-    const int error = errno;
-    std::string text = prefix() + registration_problem(error, memory.length);
+    std::string text = prefix() + registration_problem(errno, memory.length);
     if (device_memory) {
-      text += "; memory of cuda:" + std::to_string(memory.device) + " needs " +
-              (memory.dmabuf_fd >= 0 ? "a driver of " + port_.device + " that knows dma-buf"
-                                     : std::string("dma-buf (NVIDIA's open kernel modules) or nvidia_peermem"));
+      text += "; memory of cuda:" + std::to_string(memory.device) +
+              " needs dma-buf (NVIDIA's open kernel modules) or nvidia_peermem" +
+              (by_dmabuf.empty() ? "" : "; by dma-buf: " + by_dmabuf);
     }
     throw NicError(text);
   }

@@ -64,7 +64,31 @@ struct StubVerbs {
   uint8_t link_layer = IBV_LINK_LAYER_ETHERNET;
   int reg_errno = 0;
   std::function<void()> on_create, on_error, on_destroy;  // in these calls for a queue pair
+  // mlx5's limits and refusals
+  bool dmabuf = true;                    // the kernel imports dma-bufs, and this driver
+  bool peermem = false;                  // nvidia_peermem is loaded
+  std::pair<const void*, size_t> gpu{};  // memory that no CPU reads
+  uint32_t most_inline = 1020;           // more is no queue pair
+  uint8_t port_flags = 0;                // IBV_QPF_GRH_REQUIRED
+  uint16_t lid = 7;
+  std::vector<ibv_gid> gids;    // empty: two link-local ones
+  unsigned access = 0;          // of the last registration
+  bool by_dmabuf = false;       // the last registration was
+  ibv_ah_attr path{};           // of the last queue pair or address handle
+  size_t inlined_from_gpu = 0;  // a crash
   VerbsApi api;
+
+  bool of_gpu(const void* address) const {
+    const auto at = reinterpret_cast<uintptr_t>(address), begin = reinterpret_cast<uintptr_t>(gpu.first);
+    return gpu.first && at >= begin && at - begin < gpu.second;
+  }
+  // What mlx5 accepts as a path: RoCE has no other than by GID, and a virtual function's port asks for one, too.
+  int take_path(const ibv_ah_attr& attributes) {
+    path = attributes;
+    const bool needs_header = link_layer == IBV_LINK_LAYER_ETHERNET || (port_flags & IBV_QPF_GRH_REQUIRED);
+    if (needs_header && !attributes.is_global) return EINVAL;
+    return link_layer != IBV_LINK_LAYER_ETHERNET && attributes.dlid == 0 ? EINVAL : 0;
+  }
 
   static StubVerbs*& now() {
     static StubVerbs* the_stub = nullptr;
@@ -141,6 +165,8 @@ struct StubVerbs {
       ++qp.unretired;
       signalled += (wr->send_flags & IBV_SEND_SIGNALED) != 0;
       inlined += (wr->send_flags & IBV_SEND_INLINE) != 0;
+      inlined_from_gpu +=
+          (wr->send_flags & IBV_SEND_INLINE) && wr->num_sge && of_gpu(reinterpret_cast<const void*>(wr->sg_list->addr));
       qp.queue.push_back({*wr, wr->num_sge ? *wr->sg_list : ibv_sge{}});
       if (!held) carry_one(qp);
     }
@@ -230,6 +256,22 @@ struct StubVerbs {
     return n;
   }
 
+  ibv_mr* registration(ibv_pd* pd, void* address, size_t length, unsigned flags, int error) {
+    if (error) {
+      errno = error;
+      return nullptr;
+    }
+    static uint32_t key = 100;
+    auto* mr = new ibv_mr{};
+    mr->pd = pd;
+    mr->addr = address;
+    mr->length = length;
+    mr->lkey = mr->rkey = key++;
+    access = flags;
+    by_dmabuf = false;
+    return mr;
+  }
+
   void fill_api();
 };
 
@@ -246,8 +288,8 @@ inline void StubVerbs::fill_api() {
   api.query_device = [](ibv_context*, ibv_device_attr* out) {
     *out = {};
     out->phys_port_cnt = 1;
-    out->max_qp_wr = 16384;
-    out->max_srq_wr = 65536;
+    out->max_qp_wr = 32768;
+    out->max_srq_wr = 32767;
     out->max_cqe = now()->max_cqe;
     out->max_qp_rd_atom = out->max_qp_init_rd_atom = 16;
     return 0;
@@ -260,10 +302,16 @@ inline void StubVerbs::fill_api() {
     port->pkey_tbl_len = 1;
     port->max_msg_sz = 1u << 30;
     port->link_layer = now()->link_layer;
+    port->flags = now()->port_flags;
+    port->lid = now()->lid;
     return 0;
   };
   api.query_gid = [](ibv_context*, uint8_t, int index, ibv_gid* out) {
     *out = {};
+    if (!now()->gids.empty()) {
+      *out = now()->gids.at(static_cast<size_t>(index));
+      return 0;
+    }
     out->raw[0] = 0xfe;
     out->raw[1] = 0x80;
     out->raw[15] = static_cast<uint8_t>(1 + index);
@@ -279,19 +327,21 @@ inline void StubVerbs::fill_api() {
     delete pd;
     return 0;
   };
-  api.reg_mr = [](ibv_pd* pd, void* address, size_t length, int) -> ibv_mr* {
-    if (now()->reg_errno) {
-      errno = now()->reg_errno;
-      return nullptr;
-    }
-    static uint32_t key = 100;
-    auto* mr = new ibv_mr{};
-    mr->pd = pd;
-    mr->addr = address;
-    mr->length = length;
-    mr->lkey = mr->rkey = key++;
+  api.reg_mr_iova2 = [](ibv_pd* pd, void* address, size_t length, uint64_t, unsigned access) -> ibv_mr* {
+    // Without a peer-memory module the kernel finds no pages behind a GPU's address.
+    const int error = now()->of_gpu(address) && !now()->peermem ? EFAULT : now()->reg_errno;
+    return now()->registration(pd, address, length, access, error);
+  };
+  api.reg_mr = [](ibv_pd* pd, void* address, size_t length, int access) -> ibv_mr* {
+    return now()->api.reg_mr_iova2(pd, address, length, 0, static_cast<unsigned>(access));
+  };
+  api.reg_dmabuf_mr = [](ibv_pd* pd, uint64_t, size_t length, uint64_t iova, int fd, int access) -> ibv_mr* {
+    const int error = !now()->dmabuf ? EOPNOTSUPP : fd < 0 ? EBADF : 0;
+    ibv_mr* mr = now()->registration(pd, reinterpret_cast<void*>(iova), length, static_cast<unsigned>(access), error);
+    if (mr) now()->by_dmabuf = true;
     return mr;
   };
+  api.fork_init = []() { return 0; };
   api.dereg_mr = [](ibv_mr* mr) {
     delete mr;
     return 0;
@@ -336,6 +386,12 @@ inline void StubVerbs::fill_api() {
   api.create_qp = [](ibv_pd* pd, ibv_qp_init_attr* attributes) -> ibv_qp* {
     if (now()->on_create) now()->on_create();
     std::lock_guard lock(now()->mutex);
+    // A WR with room for inline data takes several of the 32,768 blocks of 64 bytes that a queue has.
+    const uint64_t blocks = 1 + (attributes->cap.max_inline_data + 16 + 63) / 64;
+    if (attributes->cap.max_inline_data > now()->most_inline || attributes->cap.max_send_wr * blocks > 32768) {
+      errno = attributes->cap.max_inline_data > now()->most_inline ? EINVAL : ENOMEM;
+      return nullptr;
+    }
     auto* qp = new Qp{};
     qp->context = pd->context;
     qp->send_cq = attributes->send_cq;
@@ -351,6 +407,9 @@ inline void StubVerbs::fill_api() {
     if (attributes->qp_state == IBV_QPS_ERR && now()->on_error) now()->on_error();
     std::lock_guard lock(now()->mutex);
     auto* qp = static_cast<Qp*>(base);
+    if (mask & IBV_QP_AV) {
+      if (const int error = now()->take_path(attributes->ah_attr)) return error;
+    }
     qp->state = attributes->qp_state;
     if (mask & IBV_QP_DEST_QPN) qp->remote = attributes->dest_qp_num;
     if (mask & IBV_QP_QKEY) qp->qkey = attributes->qkey;
@@ -368,7 +427,13 @@ inline void StubVerbs::fill_api() {
     delete static_cast<Qp*>(base);
     return 0;
   };
-  api.create_ah = [](ibv_pd*, ibv_ah_attr*) { return new ibv_ah{}; };
+  api.create_ah = [](ibv_pd*, ibv_ah_attr* attributes) -> ibv_ah* {
+    if (const int error = now()->take_path(*attributes)) {
+      errno = error;
+      return nullptr;
+    }
+    return new ibv_ah{};
+  };
   api.destroy_ah = [](ibv_ah* route) {
     delete route;
     return 0;
