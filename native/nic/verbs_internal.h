@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "nic/message_pieces.h"
 #include "nic/nic.h"
 #include "nic/setup_thread.h"
 #include "nic/verbs_api.h"
@@ -152,14 +153,6 @@ class VerbsNic final : public Nic {
     bool last = false;  // of its message
     bool failed = false;
   };
-  // A message that arrives in pieces.
-  struct Partial {
-    std::vector<std::byte> bytes;
-    std::vector<bool> seen;
-    size_t missing = 0;
-    uint64_t since = 0;
-  };
-
   // verbs_nic.cpp
   void open_queues();
   void reserve_completions(size_t links);
@@ -198,6 +191,7 @@ class VerbsNic final : public Nic {
   CqOwner cq_;
   SrqOwner srq_;
   size_t cq_room_ = 0;
+  bool imports_dmabufs_ = false;
 
   // libibverbs is thread-safe by itself; what follows here is not. Set-up calls hold the first while they make a link,
   // and anybody the second while they look at or change what follows.
@@ -243,8 +237,7 @@ class VerbsNic final : public Nic {
   std::vector<uint32_t> used_receives_;  // to be posted again
   std::vector<uint32_t> lent_receives_;  // their message was handed out: until the next poll()
   std::deque<std::vector<std::byte>> lent_messages_;
-  std::map<std::pair<uint64_t, uint32_t>, Partial> partials_;  // by sender and message
-  uint64_t partials_made_ = 0;
+  PieceAssembler assembler_;
   uint32_t next_message_ = 0;
   std::map<uint64_t, ControlPeer> peers_;
   uint64_t next_peer_ = 1;

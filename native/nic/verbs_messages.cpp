@@ -11,24 +11,8 @@
 namespace railwire {
 namespace {
 
-constexpr uint32_t kPieceMagic = 0x31565752;  // "RWV1"
-constexpr size_t kGrhBytes = 40;              // room that every datagram's buffer has before the payload
-constexpr uint32_t kLongestMessage = 65536;
-constexpr size_t kMostPartials = 64;
+constexpr size_t kGrhBytes = 40;  // room that every datagram's buffer has before the payload
 constexpr uint32_t kGenerations = 256;
-
-// In front of every piece; little endian, as all of Railwire's frames.
-struct PieceHeader {
-  uint32_t magic = kPieceMagic;
-  uint32_t message = 0;
-  uint64_t sender = 0;
-  uint16_t index = 0;
-  uint16_t count = 0;
-  uint32_t offset = 0;
-  uint32_t total = 0;
-  uint32_t reserved = 0;
-};
-static_assert(sizeof(PieceHeader) == 32);
 
 }  // namespace
 
@@ -135,25 +119,17 @@ bool VerbsNic::send(uint64_t to, std::span<const std::byte> message, void* conte
   if (found == peers_.end() || message_qp_ == nullptr) return true;
   if (messages_broken_) return false;  // poll() mends it
   const ControlPeer& peer = found->second;
-  const size_t pieces = std::max<size_t>(1, (message.size() + peer.payload - 1) / peer.payload);
+  const size_t pieces = pieces_of(message.size(), peer.payload);
   if (pieces > free_sends_.size()) {
     if (pieces <= kSends) return false;
     return true;  // cannot be: longer than max_message_bytes allows even a peer with the smallest packets
   }
-  PieceHeader header;
-  header.message = next_message_++;
-  header.sender = sender_;
-  header.count = static_cast<uint16_t>(pieces);
-  header.total = static_cast<uint32_t>(message.size());
+  const uint32_t number = next_message_++;
   for (size_t i = 0; i < pieces; ++i) {
     const uint32_t slot = free_sends_.back();
     std::byte* buffer = send_bytes_.data() + size_t{slot} * port_.mtu;
-    header.index = static_cast<uint16_t>(i);
-    header.offset = static_cast<uint32_t>(i * peer.payload);
-    const auto part = message.subspan(header.offset, std::min<size_t>(peer.payload, message.size() - header.offset));
-    std::memcpy(buffer, &header, sizeof header);
-    if (!part.empty()) std::memcpy(buffer + sizeof header, part.data(), part.size());
-    ibv_sge sge{reinterpret_cast<uint64_t>(buffer), static_cast<uint32_t>(sizeof header + part.size()), send_mr_->lkey};
+    const size_t bytes = write_piece(buffer, message, sender_, number, i, peer.payload);
+    ibv_sge sge{reinterpret_cast<uint64_t>(buffer), static_cast<uint32_t>(bytes), send_mr_->lkey};
     ibv_send_wr wr{};
     wr.wr_id = make_wr_id(WrKind::kMessageSend, generation_ % kGenerations, slot);
     wr.sg_list = &sge;
@@ -210,48 +186,16 @@ bool VerbsNic::send_ended(const ibv_wc& wc, uint32_t slot, Completion& out) {
 // A piece has come in; true if it makes a message whole.
 bool VerbsNic::message_piece(const ibv_wc& wc, uint32_t slot, Completion& out) {
   if (slot >= kReceives) return false;
-  PieceHeader header;
-  if (wc.status != IBV_WC_SUCCESS || wc.byte_len < kGrhBytes + sizeof header || wc.byte_len > kGrhBytes + port_.mtu) {
+  if (wc.status != IBV_WC_SUCCESS || wc.byte_len < kGrhBytes || wc.byte_len > kGrhBytes + port_.mtu) {
     used_receives_.push_back(slot);
     if (wc.status != IBV_WC_SUCCESS) messages_broken_ = true;
     return false;
   }
-  const std::byte* packet = receive_buffer(slot) + kGrhBytes;
-  std::memcpy(&header, packet, sizeof header);
-  const std::span<const std::byte> part(packet + sizeof header, wc.byte_len - kGrhBytes - sizeof header);
-  const bool sound = header.magic == kPieceMagic && header.count >= 1 && header.count <= kSends &&
-                     header.index < header.count && header.total <= kLongestMessage && header.offset <= header.total &&
-                     part.size() <= header.total - header.offset;
-  if (sound && header.count == 1 && part.size() == header.total) {
-    out = {.kind = Completion::kMessage, .data = part};
-    lent_receives_.push_back(slot);
-    return true;
-  }
-  used_receives_.push_back(slot);
-  if (!sound || header.count == 1) return false;
-  const std::pair key(header.sender, header.message);
-  auto found = partials_.find(key);
-  if (found == partials_.end()) {
-    if (partials_.size() >= kMostPartials) {
-      partials_.erase(std::min_element(partials_.begin(), partials_.end(),
-                                       [](const auto& a, const auto& b) { return a.second.since < b.second.since; }));
-    }
-    found = partials_.emplace(key, Partial{}).first;
-    found->second.bytes.resize(header.total);
-    found->second.seen.resize(header.count);
-    found->second.missing = header.count;
-    found->second.since = ++partials_made_;
-  }
-  Partial& partial = found->second;
-  if (partial.bytes.size() != header.total || partial.seen.size() != header.count || partial.seen[header.index]) {
-    return false;  // a lie, or a repetition
-  }
-  if (!part.empty()) std::memcpy(partial.bytes.data() + header.offset, part.data(), part.size());
-  partial.seen[header.index] = true;
-  if (--partial.missing > 0) return false;
-  lent_messages_.push_back(std::move(partial.bytes));
-  partials_.erase(found);
-  out = {.kind = Completion::kMessage, .data = lent_messages_.back()};
+  std::span<const std::byte> message;
+  const auto taken = assembler_.take({receive_buffer(slot) + kGrhBytes, wc.byte_len - kGrhBytes}, message);
+  (taken == PieceAssembler::kInPlace ? lent_receives_ : used_receives_).push_back(slot);
+  if (taken == PieceAssembler::kNothing) return false;
+  out = {.kind = Completion::kMessage, .data = message};
   return true;
 }
 

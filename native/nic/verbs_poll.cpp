@@ -43,6 +43,7 @@ size_t VerbsNic::poll(std::span<Completion> out) {
     lent_receives_.clear();
   }
   lent_messages_.clear();
+  assembler_.let_go();
   if (messages_broken_) [[unlikely]] {
     try {
       ready_messages();
