@@ -82,7 +82,7 @@ def examine(
             *pitfalls.machine(allowed, root, environ),
             *pitfalls.network(interfaces, tcp_host),
         ),
-        usable=bool(libfabric.providers) or direct.missing is None,
+        usable=any(plan.nics for plan in plans),
     )
 
 

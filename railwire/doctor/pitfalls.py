@@ -48,13 +48,17 @@ def machine(limits: Limits, root: Path, environ: Mapping[str, str]) -> Iterator[
 def library(libfabric: Libfabric) -> Iterator[Pitfall]:
     """Those of libfabric itself."""
     if not libfabric.path:
-        yield Pitfall("error", "no libfabric could be opened: there is no NIC", libfabric.error)
+        yield Pitfall(
+            "note",
+            "no libfabric could be opened: efa and libfabric NICs need one; tcp, shm and verbs NICs do not",
+            libfabric.error,
+        )
     elif libfabric.error:
-        yield Pitfall("error", libfabric.error, "pip install 'railwire[libfabric]'")
+        yield Pitfall("warning", libfabric.error, "pip install 'railwire[libfabric]'")
     elif libfabric.version.startswith("1."):
         yield Pitfall(
             "warning",
-            f"libfabric {libfabric.version} is old: tcp has twice the latency of 2.x and naps instead of sleeping",
+            f"libfabric {libfabric.version} is old: libfabric:tcp has twice the latency of 2.x, and idle workers poll",
             "pip install 'railwire[libfabric]' (2.x), or name a newer one in RAILWIRE_LIBFABRIC",
         )
 
@@ -120,8 +124,8 @@ def gpus(
     if not usable:
         yield Pitfall(
             "note",
-            "GPUs but no RDMA NIC: GPU memory is reached within this host only, over shm",
-            "for other hosts, copy through host memory (engine.allocate)",
+            "GPUs but no RDMA NIC: between hosts GPU memory goes through pinned memory and tcp",
+            "railwire bench p2p --nic tcp --device cuda:0 measures it; an RDMA NIC with dma-buf needs no copy",
         )
         return
     for module in sorted({peer_module(device) for device in usable}):
