@@ -107,6 +107,8 @@ class Load:
             tokens = int(rng.integers(0, config.max_tokens + 1))
             if kind == "none" or (kind == "empty" and rng.random() < 0.5):
                 tokens = 0
+            if kind == "full":
+                tokens = config.max_tokens
             if kind == "few":
                 tokens = min(tokens, int(rng.integers(0, 2)))
             shape = (tokens, config.top_k)
