@@ -13,7 +13,7 @@ import torch
 from weights_bed import Bed, Model, World, good
 
 from railwire.weights import catching, messages, peer_plan
-from railwire.weights.errors import PlanError, UpdateError
+from railwire.weights.errors import PlanError, RendezvousError, UpdateError
 from railwire.weights.giving import Giver
 from railwire.weights.writing import Writer
 
@@ -201,6 +201,30 @@ def test_while_the_trainers_restart_their_last_version_can_be_had(bed: Bed) -> N
     good(reborn.update(2))
     for model in (first, late):
         model.check(reborn.whole)
+
+
+@pytest.mark.parametrize("error", [RendezvousError("the store is away"), PlanError("not what it should be")])
+def test_a_store_that_cannot_be_asked_while_joining_costs_only_the_giving(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def published(catcher: catching.Catcher, epoch: int) -> catching.Version | None:
+        raise error
+
+    world = World(bed, 1)
+    model = Model(bed, "a", catch_up=True)
+    world.trainers[0].await_receivers(1)
+    good(world.update(1))
+    monkeypatch.setattr(catching.Catcher, "published", published)
+    world.trainers[0].close()
+    world.trainers[0]._engine.close(0.1)
+    reborn = World(bed, 1, epoch=2)
+    reborn.trainers[0].await_receivers(1, 30)
+    good(reborn.update(2))
+    assert model.receiver.wait(2, 20) == 2
+    model.check(reborn.whole)
+    reborn.trainers[0].close()
+    reborn.trainers[0]._engine.close(0.1)
+    soon(lambda: model.receiver._left)  # it has noticed, and would join again
 
 
 def test_shuffled_weights_are_not_given(bed: Bed) -> None:

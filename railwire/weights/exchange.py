@@ -77,10 +77,15 @@ class Exchange:
         """The receiver has a place. What it serves from an earlier life of the trainers it can give, if it is still
         the newest."""
         seat = self._seat()
-        if seat is not None and seat.machine.version is not None:
+        if seat is None or seat.machine.version is None:
+            return
+        try:
             published = self._catcher.published(seat.place.epoch)
-            if published is not None and published[:2] == seat.served:
-                self._list(seat.place)
+        except (RendezvousError, PlanError) as error:  # of the store: the receiver takes part all the same
+            log.warning("receiver %s: %s: nobody will catch up from it", self._name, error)
+            return
+        if published is not None and published[:2] == seat.served:
+            self._list(seat.place)
 
     def look(self, wanted: bool) -> None:
         """Called every now and then.

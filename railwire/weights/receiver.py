@@ -203,10 +203,10 @@ class Receiver:
         self._machine = ReceiverMachine(b"", in_place=self._in_place)
         self._machine.version, self._machine.newest = version, newest
         self._slot, self._begun = slot, False
-        if self._exchange is not None:
-            self._exchange.joined()
         machine = self._machine
         lead.lost.add_done_callback(lambda why: self._loop.soon(lambda: self._lead_lost(machine)))
+        if self._exchange is not None:
+            self._exchange.joined()
 
     def _prepare(self, checkpoint: bytes) -> None:
         destination = self._describe(decode_checkpoint(checkpoint))
