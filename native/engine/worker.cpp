@@ -204,7 +204,7 @@ void Engine::worker_main() {
   bool parked = false;
   bool napping = false;  // the last sleep ended by itself
   int64_t spin = kWorkerSpin;
-  bool more_than_one = false;  // thing has come since the last sleep
+  bool event_since_sleep = false;
   while (!stop_worker_.load(std::memory_order_acquire)) {
     std::unique_lock lock(drive_, std::defer_lock);
     if (!options_.spin) {
@@ -246,8 +246,8 @@ void Engine::worker_main() {
     tell_sleeper();
     if (options_.spin) continue;
     if (busy) {
-      if (more_than_one) spin = kWorkerSpin;
-      more_than_one = true;
+      if (event_since_sleep) spin = kWorkerSpin;
+      event_since_sleep = true;
       last_busy = now_ns();
     } else if (now - last_busy > spin) {
       // Woken by a NIC, it spins again even if nothing has ended: a long write is coming in piece by piece.
@@ -255,7 +255,7 @@ void Engine::worker_main() {
       napping = !sleep_as_driver(lock, true, last_busy, kNever);
       const int64_t end = now_ns();
       spin = end - begin > kLongSleep ? kLoneSpin : kWorkerSpin;
-      more_than_one = false;
+      event_since_sleep = false;
       if (!napping) last_busy = end;
     } else {
       lock.unlock();

@@ -52,6 +52,15 @@ class MissingContender(RunnerError):
     """The contender is not installed in the interpreter that should run it."""
 
 
+def answered(fields: dict[str, Any], name: str, where: str = "") -> dict[str, Any]:
+    """An answer as it came. Raises MissingContender or RunnerError if it says so."""
+    if "missing" in fields:
+        raise MissingContender(f"{where}{fields['missing']}")
+    if "error" in fields:
+        raise RunnerError(f"{name}: {fields['error']}")
+    return fields
+
+
 @dataclass(frozen=True)
 class Launch:
     """How to start the processes of one contender."""
@@ -122,11 +131,7 @@ class RunnerProcess:
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
         fields: dict[str, Any] = json.loads(line)
-        if "missing" in fields:
-            raise MissingContender(fields["missing"])
-        if "error" in fields:
-            raise RunnerError(f"{self.name}: {fields['error']}")
-        return fields
+        return answered(fields, self.name)
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         self.tell(do, **fields)

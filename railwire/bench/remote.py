@@ -19,7 +19,7 @@ from typing import Any
 
 from railwire.bench.contender import Setting
 from railwire.bench.contenders import CONTENDERS, RIVALS, WHERE_RIVALS_ARE
-from railwire.bench.process import MissingContender, RunnerError, RunnerProcess
+from railwire.bench.process import MissingContender, RunnerError, RunnerProcess, answered
 
 DEFAULT_PORT = 7411
 _VERSION = 1
@@ -99,12 +99,7 @@ class Client:
 
     def answer(self) -> dict[str, Any]:
         """The next answer. Raises RunnerError: the other side says so, has gone, or is silent for too long."""
-        fields = self._lines.get(self._timeout_s)
-        if "missing" in fields:
-            raise MissingContender(f"on {self.name}: {fields['missing']}")
-        if "error" in fields:
-            raise RunnerError(f"{self.name}: {fields['error']}")
-        return fields
+        return answered(self._lines.get(self._timeout_s), self.name, f"on {self.name}: ")
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         self.tell(do, **fields)
